@@ -1,0 +1,1 @@
+"""dropjax puts the dropped layers of a residual network back in order."""

@@ -1,0 +1,120 @@
+"""What a solve returns: the answer, how it came about, and how sure it is."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from dropjax.stack import Stack
+
+
+class Outcome(StrEnum):
+    """How well the answer reproduces `pred`."""
+
+    EXACT = "exact"
+    """RMS(f − pred) ≤ 1e-5·RMS(pred) over all rows, and no other answer does the same."""
+    EXACT_UP_TO_TIES = "exact_up_to_ties"
+    """The same, but for pieces that no table can tell apart; they are listed."""
+    NOISE_FLOOR = "noise_floor"
+    """pred itself is rounded or noisy, and the RMS error is within twice that noise."""
+    NOT_SOLVED = "not_solved"
+
+    @property
+    def solved(self) -> bool:
+        return self is not Outcome.NOT_SOLVED
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which output half goes with which input half, and by how much it is the best one."""
+
+    signal: str
+    score: Float[np.ndarray, "L L"]
+    """Score of input half i (row) with output half j (column); larger is likelier."""
+    partner: Int[np.ndarray, " L"]
+    """Output half of each input half: the assignment of largest total score."""
+    greedy_equals_hungarian: bool
+    """Whether each row's largest score gives the same pairs."""
+
+    @property
+    def own(self) -> Float[np.ndarray, " L"]:
+        """Score of each chosen pair."""
+        return self.score[np.arange(len(self.partner)), self.partner]
+
+    @property
+    def runner_up(self) -> Float[np.ndarray, " L"]:
+        """Best score of each input half with any other output half; −inf where there is none."""
+        others = self.score.copy()
+        others[np.arange(len(self.partner)), self.partner] = -np.inf
+        return others.max(axis=1)
+
+    @property
+    def gap(self) -> Float[np.ndarray, " L"]:
+        """`own` less `runner_up`; negative where the pair was chosen against the row's best."""
+        return self.own - self.runner_up
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's record."""
+
+    name: str
+    mse: float
+    """Over all rows of the table, after the stage."""
+    seconds: float
+    evaluations: int = 0
+    """Candidates scored exactly."""
+    swaps: int = 0
+    """Moves accepted."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The best arrangement found, verified on every row."""
+
+    permutation: tuple[int, ...]
+    """Piece numbers in, out, in, out, …, last."""
+    stack: Stack
+    """The stack reassembled in that order."""
+    outcome: Outcome
+    mse: float
+    """mean((f − pred)²) over all rows, in float32 at highest precision."""
+    max_abs_error: float
+    noise_floor: float
+    """RMS error that float32, or pred's own rounding or noise, accounts for."""
+    rows: int
+    method: str
+    seed_order: str
+    random_seed: int
+    stop_reason: str
+    device: str
+    precision: str
+    pairing: Pairing
+    stages: Sequence[Stage]
+    seconds: Mapping[str, float]
+    """Of `compile`, `solve`, `verify` and, from the command line, `load` and `total`."""
+    ties: Sequence[Sequence[int]] = ()
+    """Groups of piece numbers that can be exchanged without any table noticing."""
+    doubtful: Sequence[int] = ()
+    """Piece numbers whose partner the pairing's margins leave in doubt."""
+    input_sha256: Mapping[str, str] = field(default_factory=dict)
+    replay: Mapping[str, float] | None = None
+    """`mse` and `max_abs_error` of the float64 replay, where it was asked for."""
+
+    @property
+    def solved(self) -> bool:
+        return self.outcome.solved
+
+    @property
+    def permutation_text(self) -> str:
+        """The permutation as it is hashed: numbers and commas alone."""
+        return ",".join(map(str, self.permutation))
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of `permutation_text`, as the real puzzle's page publishes its own."""
+        return hashlib.sha256(self.permutation_text.encode()).hexdigest()

@@ -1,0 +1,133 @@
+"""The residual stack: its arrays, and everything that follows from what a block computes (paper, Eqs. 1 and 2).
+
+A block is two halves: an input half (W_in, b_in) and an output half (W_out, b_out). An *arrangement* says which halves
+stand where: row k holds (input half, output half) of the block at position k. Exchanging rows swaps blocks; exchanging
+entries of the second column re-pairs them. Every search walks over arrangements of one `Stack` that never changes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+from numpy.typing import NDArray
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": lambda z: jnp.maximum(z, 0),
+    "gelu": lambda z: jax.nn.gelu(z, approximate=False),
+    "gelu_tanh": lambda z: jax.nn.gelu(z, approximate=True),
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Stack:
+    """L input halves, L output halves and the last layer, as arrays.
+
+    Where an arrangement is passed along, half k of either kind may stand anywhere. Without one (`forward`), input half k
+    and output half k are block k.
+    """
+
+    w_in: Float[Array, "L h d"]
+    b_in: Float[Array, "L h"]
+    w_out: Float[Array, "L d h"]
+    b_out: Float[Array, "L d"]
+    w_last: Float[Array, "o d"]
+    b_last: Float[Array, " o"]
+    activation: str = field(default="relu", metadata={"static": True})
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks L."""
+        return self.w_in.shape[0]
+
+    def arranged(self, arrangement: Int[Array, "L 2"]) -> "Stack":
+        """The stack whose block k has the halves of row k."""
+        ins, outs = arrangement[:, 0], arrangement[:, 1]
+        return Stack(
+            self.w_in[ins], self.b_in[ins], self.w_out[outs], self.b_out[outs], self.w_last, self.b_last, self.activation
+        )
+
+
+def product(a: Float[Array, "... n"], b: Float[Array, "m n"]) -> Float[Array, "... m"]:
+    """a·bᵀ in full float32, whatever the device would do by default: an MSE decides on the result."""
+    return jnp.einsum("...n,mn->...m", a, b, precision=lax.Precision.HIGHEST)
+
+
+def preactivation(stack: Stack, half: Int[Array, ""], x: Float[Array, "N d"]) -> Float[Array, "N h"]:
+    """W_in·x + b_in of one input half."""
+    return product(x, stack.w_in[half]) + stack.b_in[half]
+
+
+def residual(stack: Stack, halves: Int[Array, "2"], x: Float[Array, "N d"]) -> Float[Array, "N d"]:
+    """r(x) = W_out·act(W_in·x + b_in) + b_out of the block made of `halves` (paper, Eq. 1)."""
+    hidden = ACTIVATIONS[stack.activation](preactivation(stack, halves[0], x))
+    return product(hidden, stack.w_out[halves[1]]) + stack.b_out[halves[1]]
+
+
+def advance(stack: Stack, arrangement: Int[Array, "L 2"], start, stop, x: Float[Array, "N d"]) -> Float[Array, "N d"]:
+    """The state before position `stop`, from the state `x` before position `start`."""
+    return lax.fori_loop(start, stop, lambda k, x: x + residual(stack, arrangement[k], x), x)
+
+
+def read_out(stack: Stack, x: Float[Array, "N d"]) -> Float[Array, "N o"]:
+    """W_last·x + b_last."""
+    return product(x, stack.w_last) + stack.b_last
+
+
+def identity_arrangement(depth: int) -> Int[Array, "L 2"]:
+    """Input half k with output half k, at position k."""
+    return jnp.tile(jnp.arange(depth, dtype=jnp.int32)[:, None], (1, 2))
+
+
+def forward(stack: Stack, x: Float[Array, "N d"]) -> Float[Array, "N o"]:
+    """The stack's outputs (paper, Eq. 2), the halves taken as they stand."""
+    return read_out(stack, advance(stack, identity_arrangement(stack.depth), 0, stack.depth, x))
+
+
+def trajectory(stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"]) -> Float[Array, "L+1 N d"]:
+    """The states x_0 = x, x_{k+1} = x_k + r_k(x_k): row k is the state before position k."""
+    last, states = lax.scan(lambda x, halves: (x + residual(stack, halves, x), x), x, arrangement)
+    return jnp.concatenate([states, last[None]])
+
+
+def adjoints(stack: Stack, arrangement: Int[Array, "L 2"], states: Float[Array, "L+1 N d"]) -> Float[Array, "L+1 N o d"]:
+    """The outputs' derivatives by each state: g_L = W_last, g_k = g_{k+1} + J_k(x_k)ᵀ·g_{k+1}."""
+    act = ACTIVATIONS[stack.activation]
+
+    def step(g: Float[Array, "N o d"], at):
+        halves, x = at
+        z = preactivation(stack, halves[0], x)
+        _, slope = jax.jvp(act, (z,), (jnp.ones_like(z),))
+        by_hidden = product(g, stack.w_out[halves[1]].T) * slope[:, None, :]
+        return g + product(by_hidden, stack.w_in[halves[0]].T), g
+
+    g_last = jnp.broadcast_to(stack.w_last, (states.shape[1], *stack.w_last.shape))
+    first, gs = lax.scan(step, g_last, (arrangement, states[:-1]), reverse=True)
+    return jnp.concatenate([first[None], gs])
+
+
+def replay(stack: Stack, x: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The outputs [N, o] once more, in float64 and NumPy: an account of `forward` that shares none of its arithmetic."""
+    from scipy.special import erf, expit
+
+    activations: dict[str, Callable[[NDArray], NDArray]] = {
+        "relu": lambda z: np.maximum(z, 0),
+        "gelu": lambda z: z * (1 + erf(z / np.sqrt(2))) / 2,
+        "gelu_tanh": lambda z: z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))) / 2,
+        "silu": lambda z: z * expit(z),
+        "tanh": np.tanh,
+    }
+    act = activations[stack.activation]
+    w_in, b_in, w_out, b_out, w_last, b_last = (
+        np.asarray(a, np.float64) for a in (stack.w_in, stack.b_in, stack.w_out, stack.b_out, stack.w_last, stack.b_last)
+    )
+    state = np.asarray(x, np.float64)
+    for k in range(stack.depth):
+        state = state + act(state @ w_in[k].T + b_in[k]) @ w_out[k].T + b_out[k]
+    return state @ w_last.T + b_last
