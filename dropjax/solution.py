@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -25,6 +24,7 @@ class Outcome(StrEnum):
 
     @property
     def solved(self) -> bool:
+        """True for every outcome but `NOT_SOLVED`."""
         return self is not Outcome.NOT_SOLVED
 
 
@@ -107,6 +107,7 @@ class Solution:
 
     @property
     def solved(self) -> bool:
+        """Whether the outcome counts as solved."""
         return self.outcome.solved
 
     @property
