@@ -1,0 +1,52 @@
+"""What the machine offers: devices, the memory bound, and the cache of compiled programs."""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+
+MEMORY = 1 << 30
+"""Bytes that a kernel's intermediate arrays may take together, unless its caller says otherwise."""
+
+PRECISION = "float32, highest"
+"""What every matrix product that decides anything runs at."""
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept: $DROPJAX_CACHE_DIR, or a folder of the user's own cache."""
+    if own := os.environ.get("DROPJAX_CACHE_DIR"):
+        return Path(own)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "dropjax"
+
+
+def configure(platform: str | None = None, cache: bool = True) -> None:
+    """Settings of a whole process, for the command lines; a program that imports dropjax keeps its own."""
+    if platform is not None:
+        jax.config.update("jax_platforms", platform)
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+        # Small kernels are most of what is compiled here, so none is too small or too quick to keep.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def describe() -> str:
+    """The default device in words."""
+    device = jax.devices()[0]
+    count = os.cpu_count() if device.platform == "cpu" else len(jax.devices())
+    return f"{device.device_kind} ({device.platform}, {count} {'threads' if device.platform == 'cpu' else 'devices'})"
+
+
+def scored_together(most: int) -> int:
+    """How many candidates one batched product should take, at most `most`.
+
+    A CPU runs one candidate's rows faster than a batch of products; an accelerator needs the batch to be busy.
+    """
+    return 1 if jax.default_backend() == "cpu" else most

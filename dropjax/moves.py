@@ -1,0 +1,183 @@
+"""Moves on an arrangement, and what each would do to the MSE: exactly, as batched forward passes.
+
+A move is a triple (kind, i, j) of positions. All candidates of a kernel start from the same arrangement, whose states are
+kept, so that a candidate is run only from the first position it changes: all swaps of L blocks cost L(L²−1)/3 block
+evaluations instead of L²(L−1)/2.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from dropjax.device import MEMORY
+from dropjax.stack import ACTIVATIONS, Stack, adjoints, advance, preactivation, product, read_out, residual, trajectory
+
+SWAP, INSERTION, PAIR_SWAP = range(3)
+"""Exchange the blocks at i and j; take the block at i out and put it in at j; exchange the output halves at i and j."""
+
+
+def adjacent_swaps(depth: int) -> Int[np.ndarray, "L-1 3"]:
+    """The L−1 swaps of neighbours, from left to right."""
+    i = np.arange(depth - 1, dtype=np.int32)
+    return np.stack([np.full_like(i, SWAP), i, i + 1], axis=1)
+
+
+def pairs_of_positions(depth: int, kind: int) -> Int[np.ndarray, "K 3"]:
+    """The L(L−1)/2 moves of `kind` with i < j, from left to right: all swaps, or all pair swaps."""
+    i, j = (a.astype(np.int32) for a in np.triu_indices(depth, 1))
+    return np.stack([np.full_like(i, kind), i, j], axis=1)
+
+
+def insertions(depth: int) -> Int[np.ndarray, "K 3"]:
+    """The (L−1)² different insertions: every i to every j, a neighbour only to its right (the other way is the same)."""
+    i, j = (a.reshape(-1).astype(np.int32) for a in np.indices((depth, depth)))
+    keep = (i != j) & (i != j + 1)
+    i, j = i[keep], j[keep]
+    return np.stack([np.full_like(i, INSERTION), i, j], axis=1)
+
+
+def moved(arrangement: Int[Array, "L 2"], move: Int[Array, "3"]) -> Int[Array, "L 2"]:
+    """The arrangement after one move."""
+    kind, i, j = move
+    k = jnp.arange(len(arrangement), dtype=jnp.int32)
+    swapped = jnp.where(k == i, j, jnp.where(k == j, i, k))
+    shifted = k + ((i <= k) & (k < j)).astype(k.dtype) - ((j < k) & (k <= i)).astype(k.dtype)
+    inserted = jnp.where(k == j, i, shifted)
+    ins_from = jnp.where(kind == INSERTION, inserted, jnp.where(kind == SWAP, swapped, k))
+    outs_from = jnp.where(kind == INSERTION, inserted, swapped)
+    return jnp.stack([arrangement[ins_from, 0], arrangement[outs_from, 1]], axis=1)
+
+
+def squared_error(stack: Stack, arrangement, start, state, pred, weight) -> Float[Array, ""]:
+    """Weighted sum of squared errors of an arrangement run from `state`, the state before position `start`."""
+    outputs = read_out(stack, advance(stack, arrangement, start, stack.depth, state))
+    return jnp.sum(weight[:, None] * (outputs - pred) ** 2)
+
+
+def _over_rows(
+    of_chunk: Callable[..., Array], x: Float[Array, "N d"], pred: Float[Array, "N o"], bytes_per_row: int, memory: int
+) -> Array:
+    """mean((f − pred)²) from the sums that `of_chunk(x, pred, weight)` gives for chunks of rows within `memory`."""
+    rows = len(x)
+    chunks = -(-rows // max(1, min(rows, memory // bytes_per_row)))
+    size = -(-rows // chunks)
+    # The last chunk is filled up with rows of weight 0.
+    fill = chunks * size - rows
+    parts = [
+        jnp.pad(a, ((0, fill),) + ((0, 0),) * (a.ndim - 1)).reshape(chunks, size, *a.shape[1:])
+        for a in (x, pred, jnp.ones(rows))
+    ]
+    if chunks == 1:
+        total = of_chunk(*(part[0] for part in parts))
+    else:
+        total = jnp.sum(lax.map(lambda part: of_chunk(*part), parts), axis=0)
+    return total / pred.size
+
+
+@partial(jax.jit, static_argnames=("together", "memory"))
+def score_moves(
+    stack: Stack,
+    arrangement: Int[Array, "L 2"],
+    moves: Int[Array, "K 3"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    together: int = 1,
+    memory: int = MEMORY,
+) -> Float[Array, " K"]:
+    """MSE over the given rows after each of K moves.
+
+    `together` candidates share each batched product; moves that are sorted by their first position share most.
+    """
+    depth, (hidden, width) = stack.depth, stack.w_in.shape[1:]
+    batches = -(-len(moves) // together)
+    nothing = jnp.array([SWAP, depth - 1, depth - 1], moves.dtype)
+    padded = jnp.concatenate([moves, jnp.tile(nothing, (batches * together - len(moves), 1))])
+    padded = padded.reshape(batches, together, 3)
+
+    def of_chunk(x, pred, weight):
+        states = trajectory(stack, arrangement, x)
+
+        def of_batch(batch: Int[Array, "C 3"]) -> Float[Array, " C"]:
+            start = jnp.min(batch[:, 1:])
+            run = lambda move: squared_error(stack, moved(arrangement, move), start, states[start], pred, weight)  # noqa: E731
+            return jax.vmap(run)(batch)
+
+        return lax.map(of_batch, padded).reshape(-1)
+
+    bytes_per_row = 4 * ((depth + 1) * width + 2 * together * (width + hidden))
+    return _over_rows(of_chunk, x, pred, bytes_per_row, memory)[: len(moves)]
+
+
+@partial(jax.jit, static_argnames=("together", "memory"))
+def score_arrangements(
+    stack: Stack,
+    arrangements: Int[Array, "K L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    together: int = 1,
+    memory: int = MEMORY,
+) -> Float[Array, " K"]:
+    """MSE over the given rows of each of K arrangements, `together` of them in each batched product."""
+    hidden, width = stack.w_in.shape[1:]
+
+    def of_chunk(x, pred, weight):
+        run = lambda arrangement: squared_error(stack, arrangement, 0, x, pred, weight)  # noqa: E731
+        return lax.map(run, arrangements, batch_size=together)
+
+    return _over_rows(of_chunk, x, pred, 8 * together * (width + hidden), memory)
+
+
+class Linearised(NamedTuple):
+    """An arrangement's states and adjoints: all that first-order scores need."""
+
+    states: Float[Array, "L+1 N d"]
+    adjoints: Float[Array, "L+1 N o d"]
+
+
+def linearise(stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"]) -> Linearised:
+    """One pass forward and one back."""
+    states = trajectory(stack, arrangement, x)
+    return Linearised(states, adjoints(stack, arrangement, states))
+
+
+def adjacent_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearised) -> Float[Array, "L-1 N o"]:
+    """Change of the outputs by each swap of neighbours: exact up to the state behind the two, linear from there."""
+
+    def change(of: tuple[Array, Array, Array, Array, Array]) -> Float[Array, "N o"]:
+        first, second, before, after, adjoint = of
+        between = before + residual(stack, second, before)
+        return _inner(adjoint, between + residual(stack, first, between) - after)
+
+    return lax.map(change, (arrangement[:-1], arrangement[1:], at.states[:-2], at.states[2:], at.adjoints[2:]))
+
+
+def pair_swap_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearised) -> Float[Array, "L L N o"]:
+    """Change of the outputs, to first order, by the exchange of the output halves at every two positions.
+
+    ⟨g_{a+1}, r_{a,b}(x_a) − r_a(x_a)⟩ and the same for b, where r_{a,b} has the input half at a and the output half at b.
+    """
+    act = ACTIVATIONS[stack.activation]
+    outs = arrangement[:, 1]
+    all_halves = jnp.swapaxes(stack.w_out[outs], 1, 2).reshape(-1, stack.w_out.shape[1])
+
+    def contributions(of: tuple[Array, Array, Array]) -> Float[Array, "L N o"]:
+        """⟨g_{a+1}, W_out·act(W_in·x_a + b_in) + b_out⟩ for one position a, with every position's output half."""
+        halves, state, adjoint = of
+        hidden = act(preactivation(stack, halves[0], state))
+        by_hidden = product(adjoint, all_halves).reshape(*adjoint.shape[:2], stack.depth, -1)
+        through_weights = jnp.einsum("nolh,nh->lno", by_hidden, hidden, precision=lax.Precision.HIGHEST)
+        return through_weights + jnp.moveaxis(product(adjoint, stack.b_out[outs]), 2, 0)
+
+    by_pair = lax.map(contributions, (arrangement, at.states[:-1], at.adjoints[1:]))
+    one_way = by_pair - jnp.einsum("aano->ano", by_pair)[:, None]
+    return one_way + jnp.swapaxes(one_way, 0, 1)
+
+
+def _inner(adjoint: Float[Array, "N o d"], change: Float[Array, "N d"]) -> Float[Array, "N o"]:
+    return jnp.einsum("nod,nd->no", adjoint, change, precision=lax.Precision.HIGHEST)

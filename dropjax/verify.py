@@ -1,0 +1,156 @@
+"""The last word on an answer: every row of the table, the noise that float32 allows, and the answers it cannot be told from."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from dropjax.device import MEMORY
+from dropjax.moves import (
+    PAIR_SWAP,
+    adjacent_changes,
+    adjacent_swaps,
+    linearise,
+    pair_swap_changes,
+    pairs_of_positions,
+    score_moves,
+)
+from dropjax.puzzle import Puzzle
+from dropjax.solution import Outcome
+from dropjax.stack import Stack, advance, read_out, replay
+
+EXACT = 1e-5
+"""An exact answer's RMS error, as a fraction of RMS(pred)."""
+
+SCREENED_ROWS = 64
+"""Rows on which ties are looked for and float32's noise is measured; what is found is tried on all rows."""
+
+
+@partial(jax.jit, static_argnames="memory")
+def outputs_and_errors(
+    stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
+) -> tuple[Float[Array, "N o"], Float[Array, ""], Float[Array, ""]]:
+    """The outputs, their MSE and their largest absolute error, in one pass over all rows."""
+    hidden, width = stack.w_in.shape[1:]
+    rows = max(1, memory // (8 * (width + hidden)))
+    run = lambda x: read_out(stack, advance(stack, arrangement, 0, stack.depth, x))  # noqa: E731
+    if len(x) <= rows:
+        outputs = run(x)
+    else:
+        outputs = lax.map(lambda row: run(row[None])[0], x, batch_size=rows)
+    error = outputs - pred
+    return outputs, jnp.mean(error**2), jnp.max(jnp.abs(error))
+
+
+class Noise(NamedTuple):
+    """RMS errors that have nothing to do with the order."""
+
+    float32: float
+    """Between the stack's outputs in float32 and in float64."""
+    pred: float | None
+    """Of pred's own rounding or declared noise; None where it has neither."""
+
+
+def measure_noise(
+    stack: Stack, arrangement, x, outputs, pred, decimals: int | None = None, sigma: float | None = None
+) -> Noise:
+    """The noise of float32 arithmetic on this stack and table, and that of pred.
+
+    pred's decimals are found where `decimals` is not given; noise is never inferred, only taken from `sigma`.
+    """
+    few = slice(0, SCREENED_ROWS)
+    again = replay(jax.tree.map(np.asarray, stack.arranged(arrangement)), np.asarray(x[few]))
+    float32 = float(np.sqrt(np.mean((again - np.asarray(outputs[few])) ** 2)))
+    if sigma is not None:
+        return Noise(float32, sigma)
+    decimals = rounded_to(np.asarray(pred)) if decimals is None else decimals
+    return Noise(float32, None if decimals is None else 10.0**-decimals / np.sqrt(12))
+
+
+def rounded_to(pred: Float[np.ndarray, "N o"]) -> int | None:
+    """The number of decimals that every value of pred is rounded to; None where float32 itself is as coarse."""
+    values = pred.astype(np.float64)
+    resolution = np.spacing(np.abs(pred).max()).astype(np.float64)
+    for decimals in range(7):
+        if 10.0**-decimals < 8 * resolution:
+            return None
+        if np.all(np.abs(values - np.round(values, decimals)) <= np.spacing(np.abs(pred)).astype(np.float64)):
+            return decimals
+    return None
+
+
+def judge(mse: float, pred: Float[np.ndarray, "N o"], noise: Noise, ties: bool) -> Outcome:
+    """The outcome that a verified MSE stands for."""
+    rms = np.sqrt(mse)
+    if rms <= EXACT * np.sqrt(np.mean(np.square(pred, dtype=np.float64))):
+        return Outcome.EXACT_UP_TO_TIES if ties else Outcome.EXACT
+    if noise.pred is not None and rms <= 2 * np.hypot(noise.pred, noise.float32):
+        return Outcome.NOISE_FLOOR
+    return Outcome.NOT_SOLVED
+
+
+@jax.jit
+def _first_order_changes(stack: Stack, arrangement, x) -> Float[Array, " K"]:
+    """RMS change of the outputs by each swap of neighbours and each pair swap, on few rows."""
+    at = linearise(stack, arrangement, x)
+    i, j = jnp.triu_indices(stack.depth, 1)
+    changes = jnp.concatenate([adjacent_changes(stack, arrangement, at), pair_swap_changes(stack, arrangement, at)[i, j]])
+    return jnp.sqrt(jnp.mean(changes**2, axis=(1, 2)))
+
+
+def find_ties(
+    stack: Stack, arrangement, x: Float[Array, "N d"], outputs: Float[Array, "N o"], noise: float, screen: bool = True
+) -> Int[np.ndarray, "K 3"]:
+    """The moves (swaps of neighbours, pair swaps) from the answer that change no output by more than float32's noise.
+
+    With `screen`, only moves whose first-order change on few rows comes near the noise are evaluated exactly.
+    """
+    depth = stack.depth
+    moves = np.concatenate([adjacent_swaps(depth), pairs_of_positions(depth, PAIR_SWAP)])
+    if screen:
+        changes = np.asarray(_first_order_changes(stack, arrangement, x[:SCREENED_ROWS]))
+        moves = moves[changes <= 100 * noise]
+    if len(moves) == 0:
+        return moves
+    # Two runs in float32 differ by √2 times the noise of one.
+    rms = np.sqrt(np.asarray(score_moves(stack, arrangement, jnp.asarray(moves), x, outputs)))
+    return moves[rms <= 4 * noise]
+
+
+def tied_pieces(puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"], ties: Int[np.ndarray, "K 3"]) -> list[list[int]]:
+    """The pieces that each tie exchanges: two blocks' four, or two output halves."""
+    groups = []
+    for kind, i, j in ties:
+        outs = [int(puzzle.out_numbers[arrangement[k, 1]]) for k in (i, j)]
+        ins = [int(puzzle.in_numbers[arrangement[k, 0]]) for k in (i, j)]
+        groups.append(outs if kind == PAIR_SWAP else [ins[0], outs[0], ins[1], outs[1]])
+    return groups
+
+
+def duplicate_pieces(puzzle: Puzzle) -> list[list[int]]:
+    """Groups of halves of one kind that are equal bit for bit."""
+    groups: dict[tuple[str, bytes, bytes], list[int]] = {}
+    for kind, numbers, weights, biases in (
+        ("in", puzzle.in_numbers, puzzle.w_in, puzzle.b_in),
+        ("out", puzzle.out_numbers, puzzle.w_out, puzzle.b_out),
+    ):
+        for number, weight, bias in zip(numbers, weights, biases, strict=True):
+            groups.setdefault((kind, weight.tobytes(), bias.tobytes()), []).append(int(number))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def float64_errors(stack: Stack, arrangement, x, pred) -> Mapping[str, float]:
+    """MSE and largest absolute error of the float64 replay over all rows."""
+    error = replay(jax.tree.map(np.asarray, stack.arranged(arrangement)), np.asarray(x)) - np.asarray(pred)
+    return {"mse": float(np.mean(error**2)), "max_abs_error": float(np.max(np.abs(error)))}
+
+
+def tie_groups(puzzle: Puzzle, arrangement, moves: Int[np.ndarray, "K 3"]) -> Sequence[Sequence[int]]:
+    """All groups of interchangeable pieces, each once."""
+    groups = tied_pieces(puzzle, arrangement, moves) + duplicate_pieces(puzzle)
+    return tuple(dict.fromkeys(tuple(sorted(group)) if len(group) == 2 else tuple(group) for group in groups))
