@@ -18,6 +18,9 @@ ROLES = ("in", "out", "last")
 class InputError(ValueError):
     """The input cannot be used; the message is one line: where, field, expected, got."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))  # names and cells are the input's own and may hold anything
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -48,12 +51,30 @@ class Puzzle:
     pred: Float32[np.ndarray, "N o"]
     true: Float32[np.ndarray, "N o"] | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each file it was read from, by role; empty where it came from arrays."""
+    """SHA-256 of what it was read from, by role; empty where it came from arrays."""
+    notes: Sequence[str] = ()
+    """What reading changed, such as casts to float32."""
 
     @property
     def depth(self) -> int:
         """Number of blocks L."""
         return len(self.in_numbers)
+
+    @property
+    def pieces(self) -> dict[int, tuple[Float32[np.ndarray, "out in"], Float32[np.ndarray, " out"]]]:
+        """(weight, bias) by piece number, as `from_arrays` takes them."""
+        halves = ((self.in_numbers, self.w_in, self.b_in), (self.out_numbers, self.w_out, self.b_out))
+        found = {int(n): (w, b) for numbers, ws, bs in halves for n, w, b in zip(numbers, ws, bs, strict=True)}
+        return dict(sorted({**found, self.last_number: (self.w_last, self.b_last)}.items()))
+
+    @property
+    def roles(self) -> dict[int, str] | None:
+        """Role of each piece, where shapes cannot tell them apart (`_tell_apart`); else None."""
+        outputs, d = self.w_last.shape
+        if self.w_in.shape[1] not in (outputs, d) and outputs < d:
+            return None
+        ins, outs = dict.fromkeys(self.in_numbers.tolist(), "in"), dict.fromkeys(self.out_numbers.tolist(), "out")
+        return {**ins, **outs, self.last_number: "last"}
 
     def stack(self, activation: str = "relu") -> Stack:
         """The halves on the default device, in the order of their piece numbers."""
@@ -109,9 +130,9 @@ class Puzzle:
         """
         named = {}
         for number, (weight, bias) in pieces.items():
-            weight = np.asarray(weight)
-            bias = np.zeros(weight.shape[:1]) if bias is None else np.asarray(bias)
-            named[number] = Piece(weight.astype(np.float32), bias.astype(np.float32), f"piece {number}")
+            weight = _floats(f"piece {number}: weight", weight)
+            bias = np.zeros(weight.shape[:1], np.float32) if bias is None else _floats(f"piece {number}: bias", bias)
+            named[number] = Piece(weight, bias, f"piece {number}")
         return cls.from_pieces(named, x, pred, true, roles)
 
     @classmethod
@@ -123,14 +144,17 @@ class Puzzle:
         true: ArrayLike | None = None,
         roles: Mapping[int, str] | None = None,
         hashes: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
     ) -> "Puzzle":
         """`from_arrays`, with each piece's origin for the messages."""
-        for piece in pieces.values():
+        for number, piece in pieces.items():
+            if not isinstance(number, int | np.integer) or not 0 <= number < 2**31:
+                raise InputError(f"{piece.source}: expected a piece number from 0 to {2**31 - 1}, got {number!r}")
             _check_piece(piece)
         ins, outs, last = _tell_apart(pieces) if roles is None else _by_role(pieces, roles)
         w_last = pieces[last].weight
         outputs, width = w_last.shape
-        x = _table_part("x", x, width, "features")
+        x = _table_part("x", x, width, "features (measurement_0, …)")
         pred = _table_part("pred", pred, outputs, "outputs", len(x))
         true = None if true is None else _table_part("true", true, outputs, "outputs", len(x))
 
@@ -138,10 +162,23 @@ class Puzzle:
             return np.stack([getattr(pieces[n], field) for n in numbers])
 
         return cls(
-            np.array(ins), np.array(outs), last,
+            np.array(ins), np.array(outs), int(last),
             stacked(ins, "weight"), stacked(ins, "bias"), stacked(outs, "weight"), stacked(outs, "bias"),
-            w_last, pieces[last].bias, x, pred, true, dict(hashes or {}),
+            w_last, pieces[last].bias, x, pred, true, dict(hashes or {}), tuple(notes),
         )  # fmt: skip
+
+
+def _floats(field: str, values: ArrayLike) -> NDArray[np.float32]:
+    """The values as float32; overflow becomes infinite, for the checks to find."""
+    try:
+        values = np.asarray(values)
+        if values.dtype.kind in "cmMOSU":
+            raise TypeError
+        with np.errstate(over="ignore"):
+            return values.astype(np.float32)
+    except (TypeError, ValueError):
+        got = values.dtype if isinstance(values, np.ndarray) else f"a {type(values).__name__} that is no array"
+        raise InputError(f"{field}: expected real numbers, got {got}") from None
 
 
 def _check_piece(piece: Piece) -> None:
@@ -157,10 +194,11 @@ def _check_piece(piece: Piece) -> None:
 
 
 def _table_part(name: str, values: ArrayLike, width: int, of: str, rows: int | None = None) -> NDArray[np.float32]:
-    values = np.asarray(values, np.float32)
+    values = _floats(f"table: {name}", values)
     values = values[:, None] if values.ndim == 1 else values
     if values.ndim != 2 or values.shape[1] != width:
-        raise InputError(f"table: {name}: expected {width} {of} as the last layer has, got shape {list(values.shape)}")
+        got = values.shape[1] if values.ndim == 2 else f"shape {list(values.shape)}"
+        raise InputError(f"table: {name}: expected {width} {of} as the last layer has, got {got}")
     if rows is None and len(values) == 0:
         raise InputError(f"table: {name}: expected at least one row, got none")
     if rows is not None and len(values) != rows:
@@ -179,12 +217,12 @@ def _shape_counts(pieces: Mapping[int, Piece]) -> str:
 
 
 def _gaps(numbers: Mapping[int, object]) -> str:
-    first = min(numbers) if min(numbers) > 1 else 0
-    missing = sorted(set(range(first, max(numbers) + 1)) - set(numbers))
+    known = sorted(numbers)
+    before = [-1 if known[0] <= 1 else known[0] - 1, *known]
+    missing = [n for a, b in zip(before, known, strict=False) for n in range(a + 1, min(b, a + 10))]
     if not missing:
         return ""
-    shown = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
-    return f"; the numbering lacks {shown}"
+    return f"; the numbering lacks {', '.join(map(str, missing[:8]))}" + (", …" if len(missing) > 8 else "")
 
 
 def _tell_apart(pieces: Mapping[int, Piece]) -> tuple[list[int], list[int], int]:
@@ -194,7 +232,7 @@ def _tell_apart(pieces: Mapping[int, Piece]) -> tuple[list[int], list[int], int]
     counts = Counter(piece.weight.shape for piece in pieces.values())
     if not counts:
         raise InputError(f"{expected}, {got}")
-    a, b = max(counts, key=lambda shape: (counts[shape] + counts[shape[::-1]], shape))
+    a, b = max(counts, key=lambda shape: (sum(counts[s] for s in {shape, shape[::-1]}), shape))
     rest = {n: piece for n, piece in pieces.items() if piece.weight.shape not in ((a, b), (b, a))}
     last_like = [
         n for n, piece in rest.items() if piece.weight.shape[1] in (a, b) and piece.weight.shape[0] < piece.weight.shape[1]

@@ -1,9 +1,13 @@
 """What a solve returns: the answer, how it came about, and how sure it is."""
 
 import hashlib
+import math
+import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -104,6 +108,8 @@ class Solution:
     input_sha256: Mapping[str, str] = field(default_factory=dict)
     replay: Mapping[str, float] | None = None
     """`mse` and `max_abs_error` of the float64 replay, where it was asked for."""
+    reason: str | None = None
+    """Why it is not solved, in words and with the evidence, where more can be said than `stop_reason`."""
 
     @property
     def solved(self) -> bool:
@@ -119,3 +125,61 @@ class Solution:
     def sha256(self) -> str:
         """SHA-256 of `permutation_text`, as the real puzzle's page publishes its own."""
         return hashlib.sha256(self.permutation_text.encode()).hexdigest()
+
+    def to_json(self, expected_sha256: str | None = None) -> dict[str, Any]:
+        """What `solution.json` holds: plain numbers, text, lists and dicts, null for what is not finite.
+
+        `expected_sha256` is compared here, after the fact; without one `expected_sha256_matches` is null.
+        """
+        ins, outs = (np.sort(self.permutation[k:-1:2]) for k in (0, 1))
+        pairing = self.pairing
+        record = {
+            "solved": self.solved,
+            "outcome": self.outcome.value,
+            "permutation": self.permutation,
+            "sha256": self.sha256,
+            "expected_sha256_matches": None if expected_sha256 is None else self.sha256 == expected_sha256.lower(),
+            "mse": self.mse,
+            "max_abs_error": self.max_abs_error,
+            "noise_floor": self.noise_floor,
+            "rows": self.rows,
+            "method": self.method,
+            "activation": self.stack.activation,
+            "seed_order": self.seed_order,
+            "random_seed": self.random_seed,
+            "device": self.device,
+            "precision": self.precision,
+            "stop_reason": self.stop_reason,
+            "ties": self.ties,
+            "doubtful": self.doubtful,
+            "stages": [asdict(stage) for stage in self.stages],
+            "seconds": {name: self.seconds.get(name) for name in ("load", "compile", "solve", "verify", "total")},
+            "pairing": {
+                "signal": pairing.signal,
+                "greedy_equals_hungarian": pairing.greedy_equals_hungarian,
+                "pairs": np.stack([ins, outs[pairing.partner]], axis=1),
+                "own": pairing.own,
+                "runner_up": pairing.runner_up,
+                "gap": pairing.gap,
+            },
+            "input_sha256": self.input_sha256,
+            "versions": _versions(),
+        }
+        extra = {"replay": self.replay, "reason": self.reason}
+        return _plain(record | {name: value for name, value in extra.items() if value is not None})
+
+
+def _versions() -> dict[str, str]:
+    packages = ("dropjax", "jax", "jaxlib", "numpy", "scipy")
+    return {**{name: version(name) for name in packages}, "python": platform.python_version()}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: NumPy's and JAX's numbers and arrays plain, null for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
