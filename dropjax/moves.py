@@ -157,6 +157,37 @@ def adjacent_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearise
     return lax.map(change, (arrangement[:-1], arrangement[1:], at.states[:-2], at.states[2:], at.adjoints[2:]))
 
 
+def flips(at: Linearised) -> Float[Array, "N o L L"]:
+    """Δ_ab for a < b (0 elsewhere): change of the outputs, to first order, by block b coming before block a.
+
+    Δ_ab = ⟨U_a, R_b⟩ − ⟨U_b, R_a⟩ with the residuals R_k = x_{k+1} − x_k and the adjoints' increments U_k = g_k − g_{k+1}.
+    """
+    residuals = at.states[1:] - at.states[:-1]
+    increments = at.adjoints[:-1] - at.adjoints[1:]
+    one_way = jnp.einsum("anod,bnd->noab", increments, residuals, precision=lax.Precision.HIGHEST)
+    return jnp.triu(one_way - jnp.swapaxes(one_way, -1, -2), 1)
+
+
+class FarChanges(NamedTuple):
+    """Changes of the outputs, to first order, by the moves between any two positions i < j: sums of flips."""
+
+    right: Float[Array, "N o L L"]
+    """Insertion of the block at i at j: Σ_{k=i+1..j} Δ_ik."""
+    left: Float[Array, "N o L L"]
+    """Insertion of the block at j at i: Σ_{k=i..j−1} Δ_kj."""
+    swap: Float[Array, "N o L L"]
+    """Both blocks exchanged: each passes all between them, and they pass one another once."""
+
+
+def far_changes(at: Linearised) -> FarChanges:
+    """All insertions and swaps from one pass forward and one back."""
+    delta = flips(at)
+    right = jnp.cumsum(delta, axis=-1)
+    left = jnp.cumsum(delta[..., ::-1, :], axis=-2)[..., ::-1, :]
+    left_of_rest = jnp.pad(left[..., 1:, :], [(0, 0)] * (left.ndim - 2) + [(0, 1), (0, 0)])
+    return FarChanges(right, left, right + left_of_rest)
+
+
 def pair_swap_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearised) -> Float[Array, "L L N o"]:
     """Change of the outputs, to first order, by the exchange of the output halves at every two positions.
 

@@ -1,15 +1,16 @@
-"""Repairing an order by moves that lower the MSE: the paper's left-to-right sweep."""
+"""Repairing an order by moves that lower the MSE: the paper's left-to-right sweep, and a search guided by the adjoints."""
 
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dropjax.moves import SWAP, moved, squared_error
-from dropjax.stack import Stack, advance
+from dropjax.moves import INSERTION, SWAP, adjacent_changes, far_changes, linearise, moved, squared_error
+from dropjax.stack import Stack, advance, read_out
 
 
 class _Sweep(NamedTuple):
@@ -107,3 +108,181 @@ def bubble_rounds(
         arrangement, mse, zero, jnp.zeros(most, jnp.int32), jnp.zeros((most, *arrangement.shape), arrangement.dtype), zero
     )
     return lax.while_loop(going_on, one_round, start)
+
+
+# Guided repair
+
+CUTOFFS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Fractions of the best predicted fall that a proposal must reach, from all proposals to the best alone."""
+
+
+class Proposals(NamedTuple):
+    """The best move between any two positions i < j, by its predicted effect; entries with i ≥ j are unused."""
+
+    mse: Float[Array, ""]
+    """Of the arrangement itself, over the rows in use."""
+    fall: Float[Array, "L L"]
+    """How far the move is predicted to lower the MSE; ≤ 0 where none is proposed."""
+    kind: Int[Array, "L L"]
+    """Index into `FarChanges`: the block at i goes to j, the block at j goes to i, or both change places."""
+
+
+class Guided(NamedTuple):
+    """State and result of guided repair."""
+
+    arrangement: Int[Array, "L 2"]
+    proposals: Proposals
+    cutoff: Int[Array, ""]
+    """Index into `CUTOFFS`; raised by each rejection, lowered by each acceptance."""
+    far: Array
+    """Whether insertions and swaps over any distance are proposed, or exchanges of neighbours alone."""
+    chunks: Int[Array, ""]
+    """Chunks of rows in use."""
+    rounds: Int[Array, ""]
+    swaps: Int[Array, ""]
+    """Moves accepted."""
+    finished: Array
+    """Exact on the rows in use, or no proposal helps on all rows."""
+
+
+def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
+    """The state before the first round."""
+    depth = len(arrangement)
+    nothing = Proposals(np.float32(np.inf), np.zeros((depth, depth), np.float32), np.zeros((depth, depth), np.int32))
+    zero = np.int32(0)
+    return Guided(arrangement, nothing, zero, np.bool_(False), np.int32(1), zero, zero, np.bool_(False))
+
+
+@partial(jax.jit, static_argnames="chunk")
+def guided_rounds(
+    stack: Stack,
+    start: Guided,
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    tolerance: Float[Array, ""],
+    most: Int[Array, ""],
+    chunk: int = 256,
+) -> Guided:
+    """Up to `most` rounds of repair by proposals from first-order scores; ends early where it is finished.
+
+    A round applies the non-overlapping proposals of largest total effect together and keeps them where the MSE over the
+    rows in use falls; fewer are tried after a rejection. Where exchanges of neighbours are used up, moves over any
+    distance are proposed; where these are, four times the rows are taken, unless the MSE is within `tolerance` on the rows
+    in use. It begins with the first `chunk` rows.
+    """
+    rows, outputs = pred.shape
+    chunks = -(-rows // chunk)
+    fill = chunks * chunk - rows
+
+    def in_chunks(a: Array) -> Array:
+        return jnp.pad(a, ((0, fill),) + ((0, 0),) * (a.ndim - 1)).reshape(chunks, chunk, *a.shape[1:])
+
+    xs, preds, weights = in_chunks(x), in_chunks(pred), in_chunks(jnp.ones(rows))
+
+    def values(used: Int[Array, ""]) -> Array:
+        """Number of predictions in the chunks used."""
+        return jnp.minimum(used * chunk, rows) * outputs
+
+    def evaluate(arrangement: Int[Array, "L 2"], used: Int[Array, ""]) -> Float[Array, ""]:
+        def add(c, total):
+            return total + squared_error(stack, arrangement, 0, xs[c], preds[c], weights[c])
+
+        return lax.fori_loop(0, used, add, jnp.float32(0)) / values(used)
+
+    def measure(arrangement: Int[Array, "L 2"], far: Array, used: Int[Array, ""]) -> Proposals:
+        depth = stack.depth
+
+        def add(c, sums):
+            at = linearise(stack, arrangement, xs[c])
+            error = read_out(stack, at.states[-1]) - preds[c]
+
+            def effect(change: Float[Array, "N o ..."]) -> Array:
+                """Sum over rows of the change in squared error."""
+                by_row = (2 * expand(error, change) + change) * change
+                return jnp.sum(expand(weights[c], change) * by_row, axis=(0, 1))
+
+            near = jax.vmap(effect)(adjacent_changes(stack, arrangement, at))
+            every = lax.cond(
+                far,
+                lambda: jnp.stack([effect(change) for change in far_changes(at)]),
+                lambda: jnp.zeros((3, depth, depth)),
+            )
+            squared = jnp.sum(weights[c][:, None] * error**2)
+            return jax.tree.map(jnp.add, sums, (squared, near, every))
+
+        zeros = (jnp.float32(0), jnp.zeros(depth - 1), jnp.zeros((3, depth, depth)))
+        squared, near, every = jax.tree.map(lambda a: a / values(used), lax.fori_loop(0, used, add, zeros))
+        kind = jnp.argmin(every, axis=0)
+        # Neighbours have the more exact score, and all three moves are the same for them.
+        left = jnp.arange(depth - 1)
+        effects = jnp.min(every, axis=0).at[left, left + 1].set(near)
+        return Proposals(squared, -jnp.triu(effects, 1), kind)
+
+    def step(at: Guided) -> Guided:
+        candidate, proposed = _apply_best(at.arrangement, at.proposals, jnp.asarray(CUTOFFS)[at.cutoff])
+        mse = lax.cond(proposed > 0, evaluate, lambda *_: jnp.float32(jnp.inf), candidate, at.chunks)
+        unmeasured = jnp.isinf(at.proposals.mse)
+        accepted = mse < at.proposals.mse
+        used_up = ~accepted & ~unmeasured & ((proposed <= 1) | (at.cutoff == len(CUTOFFS) - 1))
+        finished = used_up & ((at.proposals.mse <= tolerance) | (at.far & (at.chunks == chunks)))
+        more_rows = used_up & at.far & ~finished
+        arrangement = jnp.where(accepted, candidate, at.arrangement)
+        far = jnp.where(accepted | more_rows, False, at.far | used_up)
+        used = jnp.where(more_rows, jnp.minimum(4 * at.chunks, chunks), at.chunks)
+        cutoff = jnp.where(accepted, jnp.maximum(at.cutoff - 1, 0), jnp.where(used_up | unmeasured, 0, at.cutoff + 1))
+        return Guided(
+            arrangement=arrangement,
+            proposals=lax.cond(
+                unmeasured | accepted | (used_up & ~finished), measure, lambda *_: at.proposals, arrangement, far, used
+            ),
+            cutoff=cutoff,
+            far=far,
+            chunks=used,
+            rounds=at.rounds + 1,
+            swaps=at.swaps + jnp.where(accepted, proposed, 0),
+            finished=finished,
+        )
+
+    last = start.rounds + most
+    return lax.while_loop(lambda at: ~at.finished & (at.rounds < last), step, start)
+
+
+def expand(a: Array, like: Array) -> Array:
+    """`a` with axes of length 1 behind its own, up to those of `like`."""
+    return a.reshape(a.shape + (1,) * (like.ndim - a.ndim))
+
+
+def _apply_best(
+    arrangement: Int[Array, "L 2"], proposals: Proposals, cutoff: Float[Array, ""]
+) -> tuple[Int[Array, "L 2"], Int[Array, ""]]:
+    """The non-overlapping proposals of largest total fall, applied, and their number: weighted interval scheduling."""
+    depth = len(arrangement)
+    fall = jnp.where(proposals.fall >= cutoff * jnp.max(proposals.fall), jnp.maximum(proposals.fall, 0), 0)
+    positions = jnp.arange(depth, dtype=jnp.int32)
+
+    def close(best: Float[Array, " L+1"], j: Int[Array, ""]):
+        """best[k] is the largest total fall within the positions before k; here those up to j are settled."""
+        totals = jnp.where(positions < j, best[:-1] + fall[:, j], -jnp.inf)
+        i = jnp.argmax(totals).astype(jnp.int32)
+        worth = totals[i] > best[j]
+        return best.at[j + 1].set(jnp.where(worth, totals[i], best[j])), jnp.where(worth, i, j)
+
+    _, opens = lax.scan(close, jnp.zeros(depth + 1), positions)
+
+    def apply(back: int, at):
+        arrangement, end, count = at
+        j = depth - 1 - back
+        i = opens[j]
+        here = (j == end) & (i < j)
+        kind = proposals.kind[i, j]
+        move = jnp.where(
+            kind == 2,
+            jnp.stack([jnp.full_like(i, SWAP), i, j]),
+            jnp.stack([jnp.full_like(i, INSERTION), jnp.where(kind == 0, i, j), jnp.where(kind == 0, j, i)]),
+        )
+        arrangement = jnp.where(here, moved(arrangement, move), arrangement)
+        return arrangement, jnp.where(j == end, i - 1, end), count + here
+
+    start = (arrangement, jnp.int32(depth - 1), jnp.int32(0))
+    arrangement, _, count = lax.fori_loop(0, depth, apply, start)
+    return arrangement, count
