@@ -1,5 +1,6 @@
 """Repairing an order by moves that lower the MSE: the paper's left-to-right sweep, and a search guided by the adjoints."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from dropjax.device import scored_together
 from dropjax.moves import INSERTION, SWAP, adjacent_changes, far_changes, linearise, moved, squared_error
 from dropjax.stack import Stack, advance, read_out
 
@@ -110,7 +112,46 @@ def bubble_rounds(
     return lax.while_loop(going_on, one_round, start)
 
 
+class Repaired(NamedTuple):
+    """A whole bubble repair, on the host."""
+
+    arrangement: Int[np.ndarray, "L 2"]
+    history: list[tuple[int, Int[np.ndarray, "L 2"]]]
+    """Swaps kept in each round, and the arrangement after it; the last round keeps none unless it was stopped."""
+    evaluations: int
+
+    @property
+    def swaps(self) -> int:
+        """Swaps kept in all rounds."""
+        return sum(swaps for swaps, _ in self.history)
+
+
+def bubble_repair(
+    stack: Stack,
+    arrangement: Int[Array, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    stop: Callable[[], object] = lambda: None,
+    most: int = 8,
+) -> Repaired:
+    """Bubble repair until a round keeps no swap (paper, Section 4.4), or until `stop()`, asked every `most` rounds."""
+    history: list[tuple[int, np.ndarray]] = []
+    evaluations = 0
+    while not stop():
+        part = bubble_rounds(stack, arrangement, x, pred, most, scored_together(stack.depth - 1))
+        arrangement = part.arrangement
+        swaps, arrangements = np.asarray(part.swaps), np.asarray(part.arrangements)
+        history += [(int(swaps[k]), arrangements[k]) for k in range(int(part.rounds))]
+        evaluations += int(part.evaluations)
+        if part.done:
+            break
+    return Repaired(np.asarray(arrangement), history, evaluations)
+
+
 # Guided repair
+
+CHUNK = 256
+"""Rows that guided repair begins with, and takes at a time."""
 
 CUTOFFS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Fractions of the best predicted fall that a proposal must reach, from all proposals to the best alone."""
@@ -144,6 +185,27 @@ class Guided(NamedTuple):
     finished: Array
     """Exact on the rows in use, or no proposal helps on all rows."""
 
+    def rows(self, of: int, chunk: int = CHUNK) -> int:
+        """Rows in use, out of a table's `of`."""
+        return min(int(self.chunks) * chunk, of)
+
+
+def guided_repair(
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    tolerance: float,
+    stop: Callable[[], object] | None = None,
+    most: int = 16,
+) -> Guided:
+    """Guided repair until it is finished; where `stop` is given, it is asked every `most` rounds."""
+    at = start_guided(arrangement)
+    limit = np.int32(np.iinfo(np.int32).max // 2 if stop is None else most)
+    while not (at.finished or (stop is not None and stop())):
+        at = guided_rounds(stack, at, x, pred, np.float32(tolerance), limit)
+    return at
+
 
 def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
     """The state before the first round."""
@@ -161,7 +223,7 @@ def guided_rounds(
     pred: Float[Array, "N o"],
     tolerance: Float[Array, ""],
     most: Int[Array, ""],
-    chunk: int = 256,
+    chunk: int = CHUNK,
 ) -> Guided:
     """Up to `most` rounds of repair by proposals from first-order scores; ends early where it is finished.
 

@@ -1,6 +1,5 @@
 """Seed orders: a first guess at the order from one number per block (paper, Section 4.1)."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from dropjax.moves import score_arrangements
 from dropjax.stack import Stack, residual
 
 DIRECTIONS = ("ascending", "descending")
@@ -43,16 +43,16 @@ class _Greedy(NamedTuple):
     placed: Bool[Array, " L"]
 
 
-@partial(jax.jit, static_argnames="descending")
+@jax.jit
 def greedy_order(
-    stack: Stack, pairs: Int[Array, "L 2"], x: Float[Array, "N d"], descending: bool = False
+    stack: Stack, pairs: Int[Array, "L 2"], x: Float[Array, "N d"], descending: Bool[Array, ""]
 ) -> Int[Array, " L"]:
     """Place next the block whose residual is smallest (or largest) at the state reached so far; L² block evaluations."""
+    sign = jnp.where(descending, -1, 1)
 
     def place(at: _Greedy, _: None) -> tuple[_Greedy, Int[Array, ""]]:
         norms = lax.map(lambda halves: jnp.mean(jnp.linalg.norm(residual(stack, halves, at.state), axis=1)), pairs)
-        norms = jnp.where(at.placed, jnp.inf, -norms if descending else norms)
-        block = jnp.argmin(norms)
+        block = jnp.argmin(jnp.where(at.placed, jnp.inf, sign * norms))
         return _Greedy(at.state + residual(stack, pairs[block], at.state), at.placed.at[block].set(True)), block
 
     return lax.scan(place, _Greedy(x, jnp.zeros(len(pairs), bool)), None, length=len(pairs))[1]
@@ -60,6 +60,28 @@ def greedy_order(
 
 STATISTICS = ("delta_norm", "w_out_norm", "w_out_l1", "residual_std")
 SEED_ORDERS = (*STATISTICS, "greedy", "random")
+
+
+class Portfolio(NamedTuple):
+    """Seed orders with their MSE over the rows they were scored on; rows as `SEEDS` names them."""
+
+    arrangements: Int[Array, "K L 2"]
+    mse: Float[Array, " K"]
+
+
+SEEDS = (*((name, direction) for name in STATISTICS for direction in DIRECTIONS), ("greedy", "best"))
+"""Names and directions of a portfolio's seed orders; the greedy one goes the way of the best of the others."""
+
+
+@jax.jit
+def portfolio(stack: Stack, pairs: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"]) -> Portfolio:
+    """Every seed order, scored as one batch."""
+    statistics = block_statistics(stack, pairs, x)
+    orders = jnp.stack([jnp.argsort(sign * statistics[name]) for name in STATISTICS for sign in (1, -1)])
+    mse = score_arrangements(stack, pairs[orders], x, pred)
+    greedy = greedy_order(stack, pairs, x, jnp.argmin(mse) % 2 == 1)[None]
+    greedy_mse = score_arrangements(stack, pairs[greedy], x, pred)
+    return Portfolio(pairs[jnp.concatenate([orders, greedy])], jnp.concatenate([mse, greedy_mse]))
 
 
 def seed_order(
@@ -74,12 +96,8 @@ def seed_order(
     if name == "random":
         order = np.random.default_rng(random_seed).permutation(len(pairs))
     elif name == "greedy":
-        order = np.asarray(greedy_order(stack, pairs, x, direction == "descending"))
+        order = np.asarray(greedy_order(stack, pairs, x, np.bool_(direction == "descending")))
     else:
-        order = sort_blocks(np.asarray(block_statistics(stack, pairs, x)[name]), direction)
+        statistic = np.asarray(block_statistics(stack, pairs, x)[name])
+        order = np.argsort(statistic if direction == "ascending" else -statistic, kind="stable")
     return np.asarray(pairs)[order]
-
-
-def sort_blocks(statistic: Float[np.ndarray, " L"], direction: str) -> Int[np.ndarray, " L"]:
-    """The blocks by one statistic; equal ones keep their order."""
-    return np.argsort(statistic if direction == "ascending" else -statistic, kind="stable")

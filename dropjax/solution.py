@@ -67,9 +67,11 @@ class Stage:
     """One stage's record."""
 
     name: str
-    mse: float
-    """Over all rows of the table, after the stage."""
     seconds: float
+    mse: float | None = None
+    """After the stage; None where it decides no order."""
+    rows: int = 0
+    """Rows that `mse` is over: all of the table's, or those that a search on fewer looked at."""
     evaluations: int = 0
     """Candidates scored exactly."""
     swaps: int = 0

@@ -13,9 +13,11 @@ from jaxtyping import Array, Float, Int
 from dropjax.device import MEMORY
 from dropjax.moves import (
     PAIR_SWAP,
+    SWAP,
     adjacent_changes,
     adjacent_swaps,
     linearise,
+    moved,
     pair_swap_changes,
     pairs_of_positions,
     score_moves,
@@ -53,23 +55,34 @@ class Noise(NamedTuple):
     float32: float
     """Between the stack's outputs in float32 and in float64."""
     pred: float | None
-    """Of pred's own rounding or declared noise; None where it has neither."""
+    """Of pred's own rounding, or its declared noise; None where it has neither."""
+
+    @property
+    def floor(self) -> float:
+        """Both together."""
+        return float(np.hypot(self.float32, self.pred or 0.0))
 
 
-def measure_noise(
-    stack: Stack, arrangement, x, outputs, pred, decimals: int | None = None, sigma: float | None = None
-) -> Noise:
-    """The noise of float32 arithmetic on this stack and table, and that of pred.
-
-    pred's decimals are found where `decimals` is not given; noise is never inferred, only taken from `sigma`.
-    """
+def float32_noise(stack: Stack, arrangement: Int[np.ndarray, "L 2"], x: Float[Array, "N d"], outputs) -> float:
+    """RMS difference of the outputs from a float64 replay, on few rows."""
     few = slice(0, SCREENED_ROWS)
-    again = replay(jax.tree.map(np.asarray, stack.arranged(arrangement)), np.asarray(x[few]))
-    float32 = float(np.sqrt(np.mean((again - np.asarray(outputs[few])) ** 2)))
+    again = replay(_arranged_on_host(stack, arrangement), np.asarray(x)[few])
+    return float(np.sqrt(np.mean((again - np.asarray(outputs)[few]) ** 2)))
+
+
+def _arranged_on_host(stack: Stack, arrangement: Int[np.ndarray, "L 2"]) -> Stack:
+    return jax.tree.map(np.asarray, stack).arranged(np.asarray(arrangement))
+
+
+def noise_of_pred(pred: Float[np.ndarray, "N o"], decimals: int | None = None, sigma: float | None = None) -> float | None:
+    """RMS of pred's own noise: as declared (`sigma`), or of rounding to `decimals`, which are found where not given.
+
+    Noise that is not declared is never inferred: None.
+    """
     if sigma is not None:
-        return Noise(float32, sigma)
-    decimals = rounded_to(np.asarray(pred)) if decimals is None else decimals
-    return Noise(float32, None if decimals is None else 10.0**-decimals / np.sqrt(12))
+        return sigma
+    decimals = rounded_to(pred) if decimals is None else decimals
+    return None if decimals is None else 10.0**-decimals / float(np.sqrt(12))
 
 
 def rounded_to(pred: Float[np.ndarray, "N o"]) -> int | None:
@@ -89,7 +102,7 @@ def judge(mse: float, pred: Float[np.ndarray, "N o"], noise: Noise, ties: bool) 
     rms = np.sqrt(mse)
     if rms <= EXACT * np.sqrt(np.mean(np.square(pred, dtype=np.float64))):
         return Outcome.EXACT_UP_TO_TIES if ties else Outcome.EXACT
-    if noise.pred is not None and rms <= 2 * np.hypot(noise.pred, noise.float32):
+    if noise.pred is not None and rms <= 2 * noise.floor:
         return Outcome.NOISE_FLOOR
     return Outcome.NOT_SOLVED
 
@@ -103,23 +116,52 @@ def _first_order_changes(stack: Stack, arrangement, x) -> Float[Array, " K"]:
     return jnp.sqrt(jnp.mean(changes**2, axis=(1, 2)))
 
 
-def find_ties(
-    stack: Stack, arrangement, x: Float[Array, "N d"], outputs: Float[Array, "N o"], noise: float, screen: bool = True
-) -> Int[np.ndarray, "K 3"]:
-    """The moves (swaps of neighbours, pair swaps) from the answer that change no output by more than float32's noise.
+class Near(NamedTuple):
+    """Moves from an answer that come near float32's noise."""
 
-    With `screen`, only moves whose first-order change on few rows comes near the noise are evaluated exactly.
+    ties: Int[np.ndarray, "K 3"]
+    """Those that change no output by more than the noise: no table can tell."""
+    better: Int[np.ndarray, "L 2"] | None
+    """The arrangement after the best of those that lower the MSE by more than the noise, if any does."""
+
+    @classmethod
+    def none(cls) -> "Near":
+        """No such moves."""
+        return cls(np.zeros((0, 3), np.int32), None)
+
+
+def near_moves(
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    outputs: Float[Array, "N o"],
+    noise: float,
+    screen: bool = True,
+) -> Near:
+    """Swaps of neighbours and pair swaps that the answer can hardly be told from, evaluated on all rows.
+
+    With `screen`, only moves whose first-order change on few rows comes near the noise are evaluated.
     """
     depth = stack.depth
     moves = np.concatenate([adjacent_swaps(depth), pairs_of_positions(depth, PAIR_SWAP)])
     if screen:
-        changes = np.asarray(_first_order_changes(stack, arrangement, x[:SCREENED_ROWS]))
-        moves = moves[changes <= 100 * noise]
+        few = np.asarray(x)[:SCREENED_ROWS]
+        moves = moves[np.asarray(_first_order_changes(stack, arrangement, few)) <= 100 * noise]
     if len(moves) == 0:
-        return moves
+        return Near.none()
+    nothing = np.full((-len(moves) % 64, 3), (SWAP, depth - 1, depth - 1), np.int32)
+    padded = np.concatenate([moves, nothing])  # so that few lengths are ever compiled
+
+    def mean_square(target: Float[Array, "N o"]) -> Float[np.ndarray, " K"]:
+        return np.asarray(score_moves(stack, arrangement, padded, x, target), np.float64)[: len(moves)]
+
     # Two runs in float32 differ by √2 times the noise of one.
-    rms = np.sqrt(np.asarray(score_moves(stack, arrangement, jnp.asarray(moves), x, outputs)))
-    return moves[rms <= 4 * noise]
+    tied = np.sqrt(mean_square(outputs)) <= 4 * noise
+    mse = np.where(tied, np.inf, mean_square(pred))
+    best = int(np.argmin(mse))
+    fall = float(jnp.mean((outputs - pred) ** 2)) - mse[best]
+    return Near(moves[tied], np.asarray(moved(jnp.asarray(arrangement), moves[best])) if fall > noise**2 else None)
 
 
 def tied_pieces(puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"], ties: Int[np.ndarray, "K 3"]) -> list[list[int]]:
@@ -146,7 +188,7 @@ def duplicate_pieces(puzzle: Puzzle) -> list[list[int]]:
 
 def float64_errors(stack: Stack, arrangement, x, pred) -> Mapping[str, float]:
     """MSE and largest absolute error of the float64 replay over all rows."""
-    error = replay(jax.tree.map(np.asarray, stack.arranged(arrangement)), np.asarray(x)) - np.asarray(pred)
+    error = replay(_arranged_on_host(stack, arrangement), np.asarray(x)) - np.asarray(pred)
     return {"mse": float(np.mean(error**2)), "max_abs_error": float(np.max(np.abs(error)))}
 
 

@@ -1,0 +1,418 @@
+"""The strategies: which stages run, in what order, and what becomes of what they find."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dropjax import bradley_terry, seeding, verify
+from dropjax.device import MEMORY, PRECISION, describe, scored_together
+from dropjax.moves import SWAP, pairs_of_positions, score_moves
+from dropjax.pairing import pair
+from dropjax.puzzle import Puzzle
+from dropjax.repair import bubble_repair, guided_repair
+from dropjax.solution import Outcome, Pairing, Solution, Stage
+from dropjax.stack import Stack
+
+SEED_ROWS = 64
+"""Rows on which `auto` scores its portfolio of seed orders: enough to tell good from bad."""
+
+FALLBACK_SEEDS = 4
+"""Seed orders that `auto` repairs before it turns to the paper's exact route."""
+
+MOVES_PER_CALL = 256
+"""Swaps scored before the clock is looked at again."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a solve can be told; every default is what somebody with a puzzle would want."""
+
+    method: Literal["auto", "paper"] = "auto"
+    pairing: Literal["ddr"] = "ddr"
+    seed_order: str | None = None
+    """One of `seeding.SEED_ORDERS`. None: delta_norm for `paper`, the best of all for `auto`."""
+    direction: Literal["ascending", "descending"] | None = None
+    """Of a named seed order; None: ascending."""
+    rank: Literal["bradley_terry", "none"] = "bradley_terry"
+    """Whether `paper` ranks the blocks by all swaps before it repairs their order."""
+    bt_solver: Literal["mm", "newton"] = "mm"
+    temperature: float = 1e-3
+    """T of the paper's Eq. 8, in units of the MSE."""
+    initial_order: Sequence[int] | None = None
+    """A permutation to start from, its pairing included."""
+    activation: str = "relu"
+    search_rows: int = 2000
+    """Rows that `paper`'s searches decide on: the table's first."""
+    pred_decimals: int | None = None
+    """Decimals that pred is rounded to; found where None."""
+    pred_noise: float | None = None
+    """Standard deviation of the noise in pred, where it has any."""
+    time_limit: float | None = None
+    """Seconds after which the search stops; what it has by then is verified all the same."""
+    random_seed: int = 0
+    verify: Literal["fast", "full"] = "fast"
+    memory: int = MEMORY
+    """Bytes that a kernel's intermediate arrays may take together."""
+
+
+class Progress:
+    """Told what goes on; this one keeps it to itself."""
+
+    def begins(self, stage: str) -> None:
+        """A stage begins."""
+
+    def ends(self, stage: Stage) -> None:
+        """A stage has ended."""
+
+
+class Problem(NamedTuple):
+    """What every search looks at."""
+
+    stack: Stack
+    x: Float[Array, "N d"]
+    pred: Float[Array, "N o"]
+
+    def first(self, rows: int) -> "Problem":
+        """The same with the table's first rows alone."""
+        if rows >= len(self.x):
+            return self
+        # Cut on the host: on the device each new length would be one more program to compile.
+        return self._replace(x=jnp.asarray(np.asarray(self.x)[:rows]), pred=jnp.asarray(np.asarray(self.pred)[:rows]))
+
+
+class Pass(NamedTuple):
+    """One arrangement's outputs over the whole table, and how far they are from pred."""
+
+    outputs: Float[Array, "N o"]
+    mse: float
+    max_abs_error: float
+
+
+@dataclass
+class Run:
+    """One solve under way: its clock, its records, and whoever wants to know."""
+
+    problem: Problem
+    options: Options
+    pred_noise: float | None
+    progress: Progress
+    interrupted: Callable[[], bool]
+    started: float
+    stages: list[Stage] = field(default_factory=list)
+    _last_pass: tuple[bytes, Pass] | None = None
+
+    def stop(self) -> str | None:
+        """Why the search has to stop now, if it has to."""
+        if self.interrupted():
+            return "interrupted"
+        limit = self.options.time_limit
+        if limit is not None and time.perf_counter() - self.started > limit:
+            return "time limit"
+        return None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict]:
+        """Times a stage; what it puts into the yielded record (mse, rows, evaluations, swaps) is kept."""
+        self.progress.begins(name)
+        start = time.perf_counter()
+        record: dict = {}
+        yield record
+        self.stages.append(Stage(name=name, seconds=time.perf_counter() - start, **record))
+        self.progress.ends(self.stages[-1])
+
+    def full_pass(self, arrangement: Int[np.ndarray, "L 2"]) -> Pass:
+        """The arrangement over all rows; asking again for the last one costs nothing."""
+        key = np.asarray(arrangement).tobytes()
+        if self._last_pass is None or self._last_pass[0] != key:
+            outputs, mse, worst = verify.outputs_and_errors(
+                self.problem.stack, arrangement, self.problem.x, self.problem.pred, memory=self.options.memory
+            )
+            self._last_pass = key, Pass(outputs, float(mse), float(worst))
+        return self._last_pass[1]
+
+    def solved(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
+        """Whether the arrangement reproduces pred on all rows as well as pred allows."""
+        noise = verify.Noise(0.0, self.pred_noise)
+        return verify.judge(self.full_pass(arrangement).mse, np.asarray(self.problem.pred), noise, ties=False).solved
+
+    def on_all_rows(self, arrangement: Int[np.ndarray, "L 2"]) -> dict:
+        """The arrangement's MSE as a stage's record has it."""
+        return {"mse": self.full_pass(arrangement).mse, "rows": len(self.problem.x)}
+
+
+class Searched(NamedTuple):
+    """A search's result, before it is verified."""
+
+    arrangement: Int[np.ndarray, "L 2"]
+    seed_order: str
+    stop_reason: str
+
+
+def solve(
+    puzzle: Puzzle,
+    options: Options | None = None,
+    *,
+    progress: Progress | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+    **changes,
+) -> Solution:
+    """Find the arrangement of the pieces that reproduces `puzzle.pred`, and verify it on every row.
+
+    Options are given as an `Options`, or one by one by name: `solve(puzzle, method="paper")`. `interrupted` is asked between
+    dispatches; where it turns true, the best so far is verified and returned. Raises ValueError for options that make no
+    sense together, `InputError` for an initial order that is not of these pieces.
+    """
+    options = Options(**{**(vars(options) if options else {}), **changes})
+    started = time.perf_counter()
+    with CompileClock() as clock:
+        problem = Problem(puzzle.stack(options.activation), jnp.asarray(puzzle.x), jnp.asarray(puzzle.pred))
+        pred_noise = verify.noise_of_pred(puzzle.pred, options.pred_decimals, options.pred_noise)
+        run = Run(problem, options, pred_noise, progress or Progress(), interrupted, started)
+        with run.stage("pairing"):
+            pairing = pair(problem.stack.w_in, problem.stack.w_out, options.memory)
+        initial = None if options.initial_order is None else puzzle.arrangement(options.initial_order)
+        pairs = np.stack([np.arange(puzzle.depth), pairing.partner], axis=1) if initial is None else initial
+        pairs = pairs[np.argsort(pairs[:, 0])].astype(np.int32)
+        searched = {"auto": _auto, "paper": _paper}[options.method](run, pairs, initial)
+        search_ended = time.perf_counter()
+        with run.stage("verify") as record:
+            verdict = _verify(run, puzzle, searched.arrangement)
+            record |= {"mse": verdict.passed.mse, "rows": len(puzzle.x), "evaluations": 1}
+        ended = time.perf_counter()
+    compiling, verifying_compiling = clock.seconds(), clock.seconds(after=search_ended)
+    return Solution(
+        permutation=puzzle.permutation(verdict.arrangement),
+        stack=problem.stack.arranged(verdict.arrangement),
+        outcome=verdict.outcome,
+        mse=verdict.passed.mse,
+        max_abs_error=verdict.passed.max_abs_error,
+        noise_floor=verdict.noise.floor,
+        rows=len(puzzle.x),
+        method=options.method,
+        seed_order=searched.seed_order,
+        random_seed=options.random_seed,
+        stop_reason="solved" if verdict.outcome.solved else searched.stop_reason,
+        device=describe(),
+        precision=PRECISION,
+        pairing=pairing,
+        stages=tuple(run.stages),
+        seconds={
+            "compile": compiling,
+            "solve": search_ended - started - (compiling - verifying_compiling),
+            "verify": ended - search_ended - verifying_compiling,
+        },
+        ties=verdict.ties,
+        doubtful=_doubtful(puzzle, pairing),
+        input_sha256=puzzle.hashes,
+        replay=verdict.replay,
+    )
+
+
+class CompileClock:
+    """The seconds in which JAX traced, compiled or fetched compiled programs."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[float, float]] = []
+
+    def __enter__(self) -> "CompileClock":
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._note)
+
+    def _note(self, event: str, duration: float, **_: object) -> None:
+        if event.startswith("/jax/core/compile/"):
+            now = time.perf_counter()
+            self._spans.append((now - duration, now))
+
+    def seconds(self, after: float = 0.0) -> float:
+        """Of the time since `after`; events lie within one another and are counted once."""
+        total = 0.0
+        for start, end in sorted(self._spans):
+            total += max(0.0, end - max(start, after))
+            after = max(after, end)
+        return total
+
+
+def _doubtful(puzzle: Puzzle, pairing: Pairing) -> list[int]:
+    """The input halves whose chosen partner is not clear of the runner-up by a tenth of its score."""
+    doubt = pairing.gap < 0.1 * pairing.own
+    return [int(n) for n in puzzle.in_numbers[doubt]]
+
+
+# Strategies
+
+
+def _paper(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
+    """The paper's pipeline: a seed order, Bradley–Terry over all swaps, bubble repair."""
+    options = run.options
+    few = run.problem.first(options.search_rows)
+    with run.stage("seed order") as record:
+        if initial is not None:
+            name, arrangement = "given", initial
+        else:
+            name = options.seed_order or "delta_norm"
+            arrangement = seeding.seed_order(
+                name, options.direction or "ascending", few.stack, pairs, few.x, options.random_seed
+            )
+        record |= run.on_all_rows(arrangement)
+    if options.rank == "bradley_terry" and not run.stop():
+        arrangement = _rank(run, few, arrangement)
+    if not run.stop():
+        arrangement = _bubble(run, few, arrangement)
+    return Searched(arrangement, name, run.stop() or "no exchange of neighbours lowers the MSE")
+
+
+def _rank(run: Run, few: Problem, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
+    """The blocks by their Bradley–Terry strengths over all swaps of `arrangement` (paper, Section 4.3)."""
+    with run.stage("bradley-terry") as record:
+        gaps = swap_gaps(few, arrangement, run.options.memory, run.stop)
+        if gaps is not None:
+            wins = bradley_terry.log_soft_wins(gaps, run.options.temperature)
+            arrangement = arrangement[bradley_terry.order(bradley_terry.fit(wins, run.options.bt_solver))]
+            record["evaluations"] = len(gaps) * (len(gaps) - 1) // 2
+        record |= run.on_all_rows(arrangement)
+    return arrangement
+
+
+def _bubble(run: Run, few: Problem, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
+    """The paper's repair (Section 4.4), decided on the search rows."""
+    with run.stage("bubble repair") as record:
+        repaired = bubble_repair(few.stack, arrangement, few.x, few.pred, run.stop)
+        record |= run.on_all_rows(repaired.arrangement)
+        record |= {"evaluations": repaired.evaluations, "swaps": repaired.swaps}
+    return repaired.arrangement
+
+
+def swap_gaps(
+    problem: Problem, arrangement: Int[np.ndarray, "L 2"], memory: int = MEMORY, stop: Callable[[], object] = lambda: None
+) -> Float[np.ndarray, "L L"] | None:
+    """g_AB of every two positions, antisymmetric: what their swap adds to the MSE (paper, Eq. 7); None where stopped."""
+    depth = len(arrangement)
+    swaps = pairs_of_positions(depth, SWAP)
+    per_call = max(MOVES_PER_CALL, depth)
+    # The last call is filled up with swaps of nothing: there is at least one, and it scores the arrangement itself.
+    nothing = np.full((per_call - len(swaps) % per_call, 3), (SWAP, depth - 1, depth - 1), np.int32)
+    moves = np.concatenate([swaps, nothing])
+    scores: list[np.ndarray] = []
+    for start in range(0, len(moves), per_call):
+        if stop():
+            return None
+        part = moves[start : start + per_call]
+        scored = score_moves(
+            problem.stack, arrangement, part, problem.x, problem.pred, together=scored_together(depth), memory=memory
+        )
+        scores.append(np.asarray(scored, np.float64))
+    mse = np.concatenate(scores)
+    gaps = np.zeros((depth, depth))
+    gaps[swaps[:, 1], swaps[:, 2]] = mse[: len(swaps)] - mse[-1]
+    return gaps - gaps.T
+
+
+def _auto(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
+    """Guided repair from the best of all seed orders; where it stalls, from the next best; then the paper's exact route."""
+    starts = _starts(run, pairs, initial)
+    best = Searched(starts[0].arrangement, starts[0].name, "")
+    for start in starts:
+        found = Searched(_guided(run, start.arrangement), start.name, "")
+        best = min(best, found, key=lambda searched: run.full_pass(searched.arrangement).mse)
+        if run.solved(found.arrangement) or run.stop():
+            return best._replace(stop_reason=run.stop() or "")
+    few = run.problem.first(run.options.search_rows)
+    for start in starts:
+        ranked = start.arrangement if run.stop() else _rank(run, few, start.arrangement)
+        found = Searched(ranked if run.stop() else _bubble(run, few, ranked), start.name, "")
+        best = min(best, found, key=lambda searched: run.full_pass(searched.arrangement).mse)
+        if run.solved(best.arrangement) or run.stop():
+            break
+    return best._replace(stop_reason=run.stop() or "no exchange of neighbours lowers the MSE, from any seed order")
+
+
+class Start(NamedTuple):
+    """A named seed order."""
+
+    name: str
+    arrangement: Int[np.ndarray, "L 2"]
+
+
+def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> list[Start]:
+    """The given start, or the best seed orders of a portfolio and then the paper's two."""
+    options, few = run.options, run.problem.first(SEED_ROWS)
+    if initial is not None:
+        return [Start("given", initial)]
+    with run.stage("seed order") as record:
+        if options.seed_order is not None:
+            direction = options.direction or "ascending"
+            arrangement = seeding.seed_order(options.seed_order, direction, few.stack, pairs, few.x, options.random_seed)
+            return [Start(f"{options.seed_order} {direction}", arrangement)]
+        seeds = seeding.portfolio(few.stack, pairs, few.x, few.pred)
+        arrangements, mse = np.asarray(seeds.arrangements), np.asarray(seeds.mse)
+        record |= {"mse": float(mse.min()), "rows": len(few.x), "evaluations": len(mse)}
+    named = [Start(" ".join(name), arrangement) for name, arrangement in zip(seeding.SEEDS, arrangements, strict=True)]
+    best = [named[k] for k in np.argsort(mse, kind="stable")[:FALLBACK_SEEDS]]
+    papers = [start for start in named if start.name in ("delta_norm ascending", "w_out_norm ascending")]
+    return best + [start for start in papers if start not in best]
+
+
+def _guided(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
+    """Guided repair, on few rows first; on all of them where pred is noisy or the few rows were deceived."""
+    stack, x, pred = run.problem
+    exact = verify.EXACT**2 * float(np.mean(np.square(np.asarray(pred), dtype=np.float64)))
+    for tolerance in (0.0,) if run.pred_noise is not None else (exact, 0.0):
+        with run.stage("guided repair") as record:
+            repaired = guided_repair(stack, arrangement, x, pred, tolerance, run.stop)
+            arrangement = np.asarray(repaired.arrangement)
+            record |= {"mse": float(repaired.proposals.mse), "rows": repaired.rows(len(x))}
+            record |= {"evaluations": int(repaired.rounds), "swaps": int(repaired.swaps)}
+        if run.stop() or float(repaired.proposals.mse) > tolerance or run.solved(arrangement):
+            break
+    return arrangement
+
+
+# The last word
+
+
+class Verdict(NamedTuple):
+    """What verification says of an answer."""
+
+    arrangement: Int[np.ndarray, "L 2"]
+    passed: Pass
+    outcome: Outcome
+    noise: verify.Noise
+    ties: Sequence[Sequence[int]]
+    replay: Mapping[str, float] | None
+
+
+def _verify(run: Run, puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"]) -> Verdict:
+    """Judges an arrangement on all rows, and looks for others that do as well or better within float32's noise."""
+    stack, x, pred = run.problem
+    full = run.options.verify == "full"
+    while True:
+        passed = run.full_pass(arrangement)
+        noise = verify.Noise(verify.float32_noise(stack, arrangement, x, passed.outputs), run.pred_noise)
+        outcome = verify.judge(passed.mse, puzzle.pred, noise, ties=False)
+        near = (
+            verify.Near.none()
+            if not outcome.solved
+            else verify.near_moves(stack, arrangement, x, pred, passed.outputs, noise.float32, screen=not full)
+        )
+        if near.better is None:
+            break
+        arrangement = near.better
+    ties = verify.tie_groups(puzzle, arrangement, near.ties) if outcome.solved else ()
+    return Verdict(
+        arrangement,
+        passed,
+        verify.judge(passed.mse, puzzle.pred, noise, ties=bool(ties)),
+        noise,
+        ties,
+        verify.float64_errors(stack, arrangement, x, pred) if full else None,
+    )

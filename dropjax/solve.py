@@ -1,0 +1,156 @@
+"""`python -m dropjax.solve [PUZZLE]`: put a dropped stack back in order."""
+
+import argparse
+import sys
+import time
+from dataclasses import fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import cast
+
+from dropjax import bradley_terry, console, device, files, pipeline, seeding
+from dropjax.puzzle import Puzzle
+from dropjax.solution import Solution
+from dropjax.stack import ACTIVATIONS
+
+SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def memory_size(text: str) -> int:
+    """Bytes, from a number with K, M or G (or KiB, MiB, GiB) behind it."""
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    unit = number[-1:] if number[-1:] in ("K", "M", "G") else ""
+    try:
+        size = int(float(number.removesuffix(unit)) * SIZES[unit])
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1 << 20:
+        raise argparse.ArgumentTypeError(f"expected a size of at least 1 MiB such as 512M or 2G, got {text!r}")
+    return size
+
+
+def sha256_digest(text: str) -> str:
+    """64 hexadecimal digits, in lower case."""
+    digest = text.lower()
+    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError(f"expected 64 hexadecimal digits, got {text!r}")
+    return digest
+
+
+def positive(kind: type[int] | type[float]):
+    """A parser of finite numbers above 0."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+        return value
+
+    return parse
+
+
+def parser() -> console.Parser:
+    """The command line's arguments; each search option carries the name of its field in `pipeline.Options`."""
+    defaults = pipeline.Options()
+    p = console.Parser(prog="python -m dropjax.solve", description=__doc__.split(": ", 1)[1].capitalize() if __doc__ else "")
+    p.add_argument("puzzle", nargs="?", type=Path, help="a puzzle folder or a converted .safetensors (default: the example)")
+    search = p.add_argument_group("search")
+    search.add_argument("--method", choices=("auto", "paper"), default=defaults.method)
+    search.add_argument("--pairing", choices=("ddr",), default=defaults.pairing, help="signal that pairs the halves")
+    search.add_argument("--seed-order", choices=seeding.SEED_ORDERS, help="default: the best of all (paper: delta_norm)")
+    search.add_argument("--direction", choices=seeding.DIRECTIONS, help="of the seed order (default: ascending)")
+    search.add_argument("--rank", choices=("bradley_terry", "none"), default=defaults.rank, help="of --method paper")
+    search.add_argument("--bt-solver", choices=tuple(bradley_terry.LIMITS), default=defaults.bt_solver)
+    search.add_argument("--temperature", type=positive(float), default=defaults.temperature, help="T of the paper's Eq. 8")
+    search.add_argument("--initial-order", type=Path, metavar="FILE", help="a permutation to start from, or to check")
+    search.add_argument("--activation", choices=tuple(ACTIVATIONS), default=defaults.activation)
+    search.add_argument("--search-rows", type=positive(int), default=defaults.search_rows, help="of --method paper")
+    search.add_argument("--pred-decimals", type=int, choices=range(8), help="decimals that pred is rounded to")
+    search.add_argument("--pred-noise", type=positive(float), metavar="SIGMA", help="standard deviation of noise in pred")
+    search.add_argument("--time-limit", type=positive(float), metavar="SECONDS")
+    search.add_argument("--random-seed", type=int, default=defaults.random_seed)
+    search.add_argument("--roles", type=Path, metavar="FILE", help="JSON: piece number → in, out or last, where h = d")
+    check = p.add_argument_group("verification")
+    check.add_argument("--verify", choices=("fast", "full"), default=defaults.verify, help="full: float64 replay, every tie")
+    check.add_argument("--expect-sha256", type=sha256_digest, metavar="HEX", help="compared at the end; never steers")
+    machine = p.add_argument_group("machine")
+    machine.add_argument("--platform", choices=("cpu", "gpu", "cuda", "rocm", "tpu"))
+    machine.add_argument("--memory", type=memory_size, default=defaults.memory, metavar="SIZE", help="such as 512M or 2G")
+    machine.add_argument("--no-cache", action="store_true", help="keep no compiled programs between runs")
+    result = p.add_argument_group("results")
+    result.add_argument("--out", type=Path, metavar="DIR", help="permutation.txt, solution.json, model.safetensors")
+    result.add_argument("--json", type=Path, metavar="FILE", help="solution.json alone")
+    result.add_argument("--quiet", action="store_true", help="print the permutation alone")
+    return p
+
+
+def describe_puzzle(puzzle: Puzzle, name: str) -> str:
+    """One line on what is to be solved."""
+    _, hidden, width = puzzle.w_in.shape
+    rows, outputs = puzzle.pred.shape
+    plural = "output" if outputs == 1 else "outputs"
+    return f"{name}: {puzzle.depth} blocks, d = {width}, h = {hidden}, {outputs} {plural}, {rows:,} rows"
+
+
+def verdict(solution: Solution, expected_sha256: str | None) -> list[str]:
+    """The closing lines: how far it got, the permutation and its hash."""
+    error = f"MSE {solution.mse:.3g} over all {solution.rows:,} rows, largest error {solution.max_abs_error:.2g}"
+    if solution.solved:
+        lines = [f"solved, {solution.outcome.value.replace('_', ' ')}: {error}"]
+    else:
+        lines = [f"NOT SOLVED ({solution.stop_reason}); the best so far: {error}"]
+    lines += [f"interchangeable pieces: {', '.join(map(str, group))}" for group in solution.ties]
+    if solution.doubtful:
+        lines.append(f"input halves with a doubtful partner: {', '.join(map(str, solution.doubtful))}")
+    if solution.replay is not None:
+        lines.append(f"float64 replay: MSE {solution.replay['mse']:.3g}, largest {solution.replay['max_abs_error']:.2g}")
+    times = "  ".join(f"{name} {seconds:.2f} s" for name, seconds in solution.seconds.items())
+    lines += [f"time: {times}", "", f"permutation: {solution.permutation_text}", f"SHA-256: {solution.sha256}"]
+    if expected_sha256 is not None:
+        lines.append("as expected" if solution.sha256 == expected_sha256 else f"NOT as expected: {expected_sha256}")
+    return lines
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Solves one puzzle; the exit status is 0 where it is solved, 1 where it is not, 2 for bad input."""
+    start = time.perf_counter()
+    args = parser().parse_args(argv)
+    if args.time_limit is not None and args.initial_order is None and args.method == "paper" and args.seed_order is None:
+        args.seed_order = "delta_norm"
+    for path, folder in ((args.out, True), (args.json, False)):
+        if path is not None:
+            files.ensure_writable(path, folder=folder)
+    device.configure(args.platform, cache=not args.no_cache)
+    given = {f.name: getattr(args, f.name) for f in fields(pipeline.Options)}
+    if args.initial_order is not None:
+        given["initial_order"] = files.read_permutation(args.initial_order)
+    roles = None if args.roles is None else files.read_roles(args.roles)
+    with console.interruptions() as interrupted:
+        if args.puzzle is None:
+            with resources.as_file(resources.files("dropjax") / "example.safetensors") as path:
+                puzzle, name = files.load(path), "the example"
+        else:
+            puzzle, name = files.load(args.puzzle, roles), str(args.puzzle)
+        loaded = time.perf_counter()
+        if not args.quiet:
+            print(describe_puzzle(puzzle, name), flush=True)
+        solution = pipeline.solve(puzzle, progress=console.progress(args.quiet), interrupted=interrupted, **given)
+        seconds = {"load": loaded - start, **solution.seconds, "total": time.perf_counter() - start}
+        solution = replace(solution, seconds=seconds)
+        if args.out is not None:
+            files.write_result(args.out, solution, args.expect_sha256)
+        if args.json is not None:
+            files.write_json(args.json, solution, args.expect_sha256)
+    print(solution.permutation_text if args.quiet else "\n".join(verdict(solution, args.expect_sha256)))
+    matches = args.expect_sha256 in (None, solution.sha256)
+    return console.SOLVED if solution.solved and matches else console.NOT_SOLVED
+
+
+if __name__ == "__main__":
+    console.run_command(main)
+else:
+    # `import dropjax.solve` must not put this module in the place of the function `dropjax.solve`.
+    sys.modules[__name__] = cast("type(sys)", pipeline.solve)
