@@ -16,6 +16,8 @@ from dropjax.puzzle import InputError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which checkpoints keep the state dict."""
+STARTS = (b"PK\x03\x04", b"\x80")
+"""torch.save's archives, and its older bare pickles."""
 
 
 def _torch() -> ModuleType:
@@ -38,7 +40,7 @@ def read_pth(
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(512)
-        what = _not_torch(head) or _compressed(path)
+        what = _not_torch(head) or (_bad_archive(path) if head.startswith(b"PK") else None)
         if what:
             raise InputError(f"{path}: expected a PyTorch state dict, got {what}")
         with warnings.catch_warnings():  # of tensor types that are refused below
@@ -66,7 +68,9 @@ def write_pth(path: str | Path, weight: Float32[np.ndarray, "out in"], bias: Flo
     """A linear layer's state dict, as `torch.save` writes it."""
     torch = _torch()
     state = {"weight": weight, "bias": bias}
-    torch.save({name: torch.from_numpy(np.array(a, np.float32)) for name, a in state.items() if a is not None}, path)
+    torch.save(
+        {name: torch.from_numpy(np.array(a, np.float32, order="C")) for name, a in state.items() if a is not None}, path
+    )
 
 
 def _not_torch(head: bytes) -> str | None:
@@ -77,27 +81,27 @@ def _not_torch(head: bytes) -> str | None:
         return "a Git-LFS pointer: fetch the file itself with `git lfs pull`"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "an HTML page, probably a download's error message"
-    return None
+    return None if head.startswith(STARTS) else f"a file that begins with {head[:12]!r}"
 
 
-def _compressed(path: Path) -> str | None:
-    """torch.save stores its records as they are; a compressed one could unpack to any size."""
-    if not zipfile.is_zipfile(path):
-        return None
+def _bad_archive(path: Path) -> str | None:
+    """Whether it is cut, damaged, or compressed: torch.save stores records as they are; others could unpack to any size."""
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return "a damaged archive"
-    return "a compressed archive" if packed else None
+            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                return "a compressed archive"
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError):
+        return "a file cut short or damaged"
+    return f"a damaged file (checksum of {damaged[:40]!r})" if damaged else None
 
 
 def _trouble(error: Exception) -> str:
     """torch's pages of advice, in a few words."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))
-    if found := re.search(r"(?:GLOBAL|global:?|class:?) ([\w.]+\.\w+)", text):
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
         return f"a pickle that asks for {found[1]}: refused, not run"
-    if "central directory" in text or isinstance(error, EOFError):
+    if isinstance(error, EOFError):
         return "a file cut short"
     if "TorchScript" in text:
         return "a TorchScript archive"
@@ -116,7 +120,7 @@ def _layer(path: Path, data: Any) -> tuple[Any, Any]:
     weights, biases = ([name for name in tensors if name.rpartition(".")[2] == kind] for kind in ("weight", "bias"))
     if len(weights) != 1:
         got = ", ".join(map(repr, list(data)[:4])) + (", …" if len(data) > 4 else "")
-        raise InputError(f"{path}: expected one weight, got {len(weights) or 'none'} (keys: {got or 'none'})")
+        raise InputError(f"{path}: expected one weight tensor, got {len(weights) or 'none'} (keys: {got or 'none'})")
     prefix = weights[0].removesuffix("weight")
     if biases not in ([], [prefix + "bias"]):
         other = next(name for name in biases if name != prefix + "bias")
@@ -136,7 +140,7 @@ def _array(field: str, tensor: Any, file_size: int) -> NDArray[np.float32]:
         )
     if tensor.numel() > file_size:  # a view that repeats its storage: a byte for each number is the least there can be
         raise InputError(f"{field}: expected at most {file_size} numbers, as the file has bytes, got {list(tensor.shape)}")
-    return np.array(tensor.detach().to(torch.float32).resolve_neg().numpy())
+    return np.array(tensor.detach().to(torch.float32).resolve_neg().numpy(), order="C")
 
 
 def _dtype(tensor: Any) -> str:

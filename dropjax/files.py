@@ -68,7 +68,8 @@ def read_folder(folder: str | Path, roles: Mapping[int, str] | None = None) -> P
             digest.update(path.read_bytes())
         hashes = {"pieces": digest.hexdigest(), "table": hashlib.sha256(table_path.read_bytes()).hexdigest()}
     notes = [f"{count} of {len(pieces)} pieces: {note}" for note, count in casts.items()]
-    return Puzzle.from_pieces(pieces, *table, roles, hashes, notes)
+    with _naming(folder):
+        return Puzzle.from_pieces(pieces, *table, roles, hashes, notes)
 
 
 def write_folder(puzzle: Puzzle, folder: str | Path) -> None:
@@ -166,6 +167,8 @@ def _columns(path: Path, names: Sequence[str], stem: str) -> list[int]:
         raise InputError(f"{path}: expected every column once, got {doubled[0]} twice")
     if ours == [stem] and stem != "measurement":
         return [names.index(stem)]
+    if stem in ours and len(ours) > 1:
+        raise InputError(f"{path}: expected {stem} or {stem}_0, {stem}_1, …, got {stem} and {ours[ours[0] == stem]}")
     expected = [f"{stem}_{k}" for k in range(max(len(ours), 1))]
     if stem == "true" and not ours:
         return []
@@ -212,11 +215,9 @@ def read_converted(path: str | Path, roles: Mapping[int, str] | None = None) -> 
         meta, arrays = _read_tensors(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    tables = {name: arrays.pop(f"table.{name}", None) for name in ("x", "pred", "true")}
-    if tables["x"] is None or tables["pred"] is None:
-        raise InputError(
-            f"{path}: expected table.x and table.pred, got no table.{'pred' if tables['pred'] is None else 'x'}"
-        )
+    x, pred, true = (arrays.pop(f"table.{name}", None) for name in Table._fields)
+    if x is None or pred is None:
+        raise InputError(f"{path}: expected table.x and table.pred, got no table.{'x' if x is None else 'pred'}")
     pieces = {}
     for name, weight in arrays.items():
         number = re.fullmatch(r"piece_(0|[1-9][0-9]{0,8})\.(weight|bias)", name)
@@ -231,7 +232,8 @@ def read_converted(path: str | Path, roles: Mapping[int, str] | None = None) -> 
         roles = _roles(path, meta["roles"].items() if isinstance(meta["roles"], dict) else None)
     inputs = meta.get("inputs")
     inputs = {str(k): str(v) for k, v in inputs.items()} if isinstance(inputs, dict) else {}
-    return Puzzle.from_pieces(pieces, *tables.values(), roles, {**inputs, "converted": digest})
+    with _naming(path):
+        return Puzzle.from_pieces(pieces, x, pred, true, roles, {**inputs, "converted": digest})
 
 
 def write_converted(puzzle: Puzzle, path: str | Path) -> None:
@@ -241,7 +243,7 @@ def write_converted(puzzle: Puzzle, path: str | Path) -> None:
         for n, piece in puzzle.pieces.items()
         for name, a in zip(("weight", "bias"), piece, strict=True)
     }
-    arrays |= {f"table.{name}": a for name in ("x", "pred", "true") if (a := getattr(puzzle, name)) is not None}
+    arrays |= {f"table.{name}": a for name in Table._fields if (a := getattr(puzzle, name)) is not None}
     meta = {"format": FORMAT, "inputs": {k: v for k, v in puzzle.hashes.items() if k != "converted"}}
     if puzzle.roles:
         meta["roles"] = puzzle.roles
@@ -260,16 +262,18 @@ def _read_tensors(path: Path) -> tuple[dict, dict[str, NDArray[np.float32]]]:
                 raise InputError(
                     f"{path}: expected a converted puzzle (metadata key dropjax), got another .safetensors file"
                 )
-            meta = json.loads(meta)
+            try:
+                meta = json.loads(meta)
+            except (ValueError, RecursionError):
+                raise InputError(f"{path}: metadata: expected JSON under the key dropjax, got something else") from None
             version = meta.get("format") if isinstance(meta, dict) else None
             if version != FORMAT:
-                raise InputError(f"{path}: expected format {FORMAT}, got {str(version)[:40]!r}")
-            for name in file.keys():  # noqa: SIM118: a safe_open is no mapping
+                raise InputError(f"{path}: expected format {FORMAT}, got {str(version)[:40]}")
+            names = list(file.keys())
+            for name in names:
                 if (dtype := file.get_slice(name).get_dtype()) != "F32":
                     raise InputError(f"{path}: {name[:40]!r}: expected F32, got {dtype}")
-            return meta, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (json.JSONDecodeError, RecursionError):
-        raise InputError(f"{path}: metadata: expected JSON under the key dropjax, got something else") from None
+            return meta, {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise InputError(f"{path}: expected a converted .safetensors file, got one cut short or damaged ({error})") from None
 
@@ -280,7 +284,7 @@ def _write_tensors(path: Path, arrays: Mapping[str, NDArray], metadata: dict[str
     with safe_open(path, "numpy") as file:
         for name, array in arrays.items():
             if (back := file.get_tensor(name)).shape != array.shape or back.tobytes() != array.tobytes():
-                raise OSError(f"{name} reads back otherwise than it was written")
+                raise OSError(f"another {name} back than was written")
 
 
 # Results, roles, permutations
@@ -426,6 +430,16 @@ def _parents(paths: Mapping[Path, object]) -> Iterator[None]:
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the path in what the puzzle's checks say, where they do not."""
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from None
 
 
 @contextmanager

@@ -154,7 +154,7 @@ class Puzzle:
         ins, outs, last = _tell_apart(pieces) if roles is None else _by_role(pieces, roles)
         w_last = pieces[last].weight
         outputs, width = w_last.shape
-        x = _table_part("x", x, width, "features (measurement_0, …)")
+        x = _table_part("x", x, width, "inputs (measurement_0, …)")
         pred = _table_part("pred", pred, outputs, "outputs", len(x))
         true = None if true is None else _table_part("true", true, outputs, "outputs", len(x))
 
@@ -175,7 +175,7 @@ def _floats(field: str, values: ArrayLike) -> NDArray[np.float32]:
         if values.dtype.kind in "cmMOSU":
             raise TypeError
         with np.errstate(over="ignore"):
-            return values.astype(np.float32)
+            return values.astype(np.float32, order="C")
     except (TypeError, ValueError):
         got = values.dtype if isinstance(values, np.ndarray) else f"a {type(values).__name__} that is no array"
         raise InputError(f"{field}: expected real numbers, got {got}") from None
@@ -198,7 +198,7 @@ def _table_part(name: str, values: ArrayLike, width: int, of: str, rows: int | N
     values = values[:, None] if values.ndim == 1 else values
     if values.ndim != 2 or values.shape[1] != width:
         got = values.shape[1] if values.ndim == 2 else f"shape {list(values.shape)}"
-        raise InputError(f"table: {name}: expected {width} {of} as the last layer has, got {got}")
+        raise InputError(f"table: {name}: expected width {width}, the last layer's {of}, got {got}")
     if rows is None and len(values) == 0:
         raise InputError(f"table: {name}: expected at least one row, got none")
     if rows is not None and len(values) != rows:
@@ -208,7 +208,7 @@ def _table_part(name: str, values: ArrayLike, width: int, of: str, rows: int | N
         raise InputError(
             f"table: {name}: expected finite numbers, got {values[row, column]} in row {row + 1}, column {column}"
         )
-    return np.ascontiguousarray(values)
+    return values
 
 
 def _shape_counts(pieces: Mapping[int, Piece]) -> str:

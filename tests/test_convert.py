@@ -1,0 +1,86 @@
+"""Pieces as people save them come out as the float32 arrays they hold."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+
+from dropjax import convert
+from dropjax.puzzle import InputError
+
+w = torch.randn(7, 5)
+b = torch.randn(7)
+both = torch.cat([w.flatten(), b])
+
+SAVED = {
+    "plain": {"weight": w, "bias": b},
+    "a prefix": {"layer.weight": w, "layer.bias": b},
+    "a long prefix": {"module.0.inp.weight": w, "module.0.inp.bias": b},
+    "parameters": {"weight": torch.nn.Parameter(w), "bias": torch.nn.Parameter(b)},
+    "nested": {"state_dict": {"weight": w, "bias": b}, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": w}}}},
+    "nested twice": {"model": {"state_dict": {"weight": w, "bias": b}}},
+    "other entries": {"weight": w, "bias": b, "epoch": 3, "scale": torch.ones(1)},
+    "not contiguous": {"weight": w.T.contiguous().T, "bias": b},
+    "views of larger storage": {"weight": torch.cat([w, w])[7:], "bias": torch.stack([b, b], dim=1)[:, 1]},
+    "shared storage": {"weight": both[:35].view(7, 5), "bias": both[35:]},
+    "needing gradients": {"weight": w.clone().requires_grad_(), "bias": b.clone().requires_grad_()},
+}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["archive", "bare pickle"])
+@pytest.mark.parametrize("name", SAVED)
+def test_every_way_of_saving_reads_the_same(tmp_path: Path, name: str, old: bool):
+    torch.save(SAVED[name], tmp_path / "piece_0.pth", _use_new_zipfile_serialization=not old)
+    weight, bias, note = convert.read_pth(tmp_path / "piece_0.pth")
+    assert note is None
+    assert bias is not None
+    assert (weight.dtype, bias.dtype) == (np.float32, np.float32)
+    assert np.array_equal(weight, w.numpy())
+    assert np.array_equal(bias, b.numpy())
+    assert weight.flags.c_contiguous
+    assert weight.flags.owndata
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_other_precisions_are_cast_and_said_to_be(tmp_path: Path, dtype: str):
+    state = {"weight": w.to(getattr(torch, dtype)), "bias": b}
+    torch.save(state, tmp_path / "piece_0.pth")
+    weight, _, note = convert.read_pth(tmp_path / "piece_0.pth")
+    assert note == f"cast from {dtype} to float32"
+    assert np.array_equal(weight, state["weight"].float().numpy())
+
+
+def test_a_layer_without_a_bias(tmp_path: Path):
+    torch.save(torch.nn.Linear(5, 7, bias=False).state_dict(), tmp_path / "piece_0.pth")
+    assert convert.read_pth(tmp_path / "piece_0.pth")[1:] == (None, None)
+
+
+floats = st.floats(width=32, allow_nan=False)
+
+
+@settings(max_examples=30, deadline=None)
+@given(weight=st_numpy.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 4)), elements=floats))
+def test_pieces_round_trip_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, weight: np.ndarray):
+    path = tmp_path_factory.mktemp("piece") / "piece_0.pth"
+    convert.write_pth(path, weight, weight[:, 0])
+    back, bias, _ = convert.read_pth(path)
+    assert bias is not None
+    assert back.tobytes() == weight.tobytes()
+    assert bias.tobytes() == weight[:, 0].tobytes()
+
+
+def test_without_torch_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"pip install 'dropjax\[convert\]'"):
+        convert.read_pth(tmp_path / "piece_0.pth")
+
+
+def test_importing_the_library_imports_neither_torch_nor_pandas():
+    code = "import sys, dropjax, dropjax.files; print(sorted({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
