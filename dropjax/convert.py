@@ -37,6 +37,8 @@ def read_pth(
     """
     path, torch = Path(path), _torch()
     try:
+        if not path.is_file() and path.exists():  # opening a pipe would wait for ever
+            raise InputError(f"{path}: expected a PyTorch state dict, got no ordinary file")
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(512)
@@ -67,10 +69,8 @@ def read_pth(
 def write_pth(path: str | Path, weight: Float32[np.ndarray, "out in"], bias: Float32[np.ndarray, " out"] | None) -> None:
     """A linear layer's state dict, as `torch.save` writes it."""
     torch = _torch()
-    state = {"weight": weight, "bias": bias}
-    torch.save(
-        {name: torch.from_numpy(np.array(a, np.float32, order="C")) for name, a in state.items() if a is not None}, path
-    )
+    state = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    torch.save({name: torch.from_numpy(np.array(a, np.float32, order="C")) for name, a in state.items()}, path)
 
 
 def _not_torch(head: bytes) -> str | None:
@@ -112,19 +112,20 @@ def _trouble(error: Exception) -> str:
 def _layer(path: Path, data: Any) -> tuple[Any, Any]:
     """The one weight and its bias, under whatever prefix, in whatever wrapping."""
     torch = _torch()
-    while isinstance(data, Mapping) and (inner := [k for k in WRAPPERS if isinstance(data.get(k), Mapping)]):
-        data = data[inner[0]]
+    for _ in WRAPPERS:
+        inner = [k for k in WRAPPERS if isinstance(data, Mapping) and isinstance(data.get(k), Mapping)]
+        data = data[inner[0]] if inner else data
     if not isinstance(data, Mapping):
         raise InputError(f"{path}: expected a state dict with weight and bias, got {_kind(data)}")
     tensors = {name: value for name, value in data.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
     weights, biases = ([name for name in tensors if name.rpartition(".")[2] == kind] for kind in ("weight", "bias"))
     if len(weights) != 1:
-        got = ", ".join(map(repr, list(data)[:4])) + (", …" if len(data) > 4 else "")
+        got = ", ".join(repr(key)[:40] for key in list(data)[:4]) + (", …" if len(data) > 4 else "")
         raise InputError(f"{path}: expected one weight tensor, got {len(weights) or 'none'} (keys: {got or 'none'})")
     prefix = weights[0].removesuffix("weight")
     if biases not in ([], [prefix + "bias"]):
         other = next(name for name in biases if name != prefix + "bias")
-        raise InputError(f"{path}: expected one bias, {prefix + 'bias'!r}, got {other!r}")
+        raise InputError(f"{path}: expected one bias, {(prefix + 'bias')[-40:]!r}, got {other[-40:]!r}")
     return tensors[weights[0]], tensors.get(prefix + "bias")
 
 

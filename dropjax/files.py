@@ -229,7 +229,7 @@ def read_converted(path: str | Path, roles: Mapping[int, str] | None = None) -> 
         if number[2] == "weight":
             pieces[int(number[1])] = Piece(weight, arrays[f"piece_{number[1]}.bias"], f"{path}: piece_{number[1]}")
     if roles is None and meta.get("roles") is not None:
-        roles = _roles(path, meta["roles"].items() if isinstance(meta["roles"], dict) else None)
+        roles = _roles(path, list(meta["roles"].items()) if isinstance(meta["roles"], dict) else None)
     inputs = meta.get("inputs")
     inputs = {str(k): str(v) for k, v in inputs.items()} if isinstance(inputs, dict) else {}
     with _naming(path):
@@ -335,20 +335,17 @@ def read_roles(path: str | Path) -> dict[int, str]:
 
 
 def _roles(path: Path, pairs: object) -> dict[int, str]:
+    """Roles from the pairs of a JSON object."""
+    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+        raise InputError(f"{path}: roles: expected a JSON object from piece numbers to roles, got something else")
     roles: dict[int, str] = {}
-    try:
-        for number, role in pairs:  # pyright: ignore[reportGeneralTypeIssues]: checked by trying
-            if role not in ROLES or not re.fullmatch("[0-9]{1,9}", number):
-                raise InputError(
-                    f'{path}: roles: expected a piece number with "in", "out" or "last", got {number!r}: {role!r}'
-                )
-            if int(number) in roles:
-                raise InputError(f"{path}: roles: expected each piece once, got piece {int(number)} twice")
-            roles[int(number)] = role
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: roles: expected a JSON object from piece numbers to roles, got something else") from None
+    for number, role in pairs:
+        if role not in ROLES or not re.fullmatch("[0-9]{1,9}", number):
+            got = f"{number[:40]!r}: {str(role)[:40]!r}"
+            raise InputError(f'{path}: roles: expected a piece number with "in", "out" or "last", got {got}')
+        if int(number) in roles:
+            raise InputError(f"{path}: roles: expected each piece once, got piece {int(number)} twice")
+        roles[int(number)] = role
     return roles
 
 

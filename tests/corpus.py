@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import struct
 import zipfile
 from collections.abc import Callable
@@ -84,6 +85,12 @@ def flip(folder: Path) -> None:
     path.write_bytes(data.replace(number, bytes([number[0] ^ 1]) + number[1:]))
 
 
+def ring() -> dict:
+    state: dict = {}
+    state["state_dict"] = state
+    return state
+
+
 def compress(folder: Path) -> None:
     path = folder / "pieces" / "piece_0.pth"
     with zipfile.ZipFile(path) as archive:
@@ -123,6 +130,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda f: (remove("pieces/piece_0.pth")(f), (f / "pieces/piece_0.pth").mkdir()),
         ["piece_0.pth"],
     ),
+    "a pipe for a piece": (lambda f: os.mkfifo(f / "pieces/piece_9.pth"), ["piece_9.pth", "no ordinary file"]),
+    "a link to nowhere": (lambda f: (f / "pieces/piece_9.pth").symlink_to("x"), ["piece_9.pth", "No such file"]),
     "a number changed": (flip, ["piece_0.pth", "checksum"]),
     "compressed": (compress, ["piece_0.pth", "compressed archive"]),
     # pieces as pickles
@@ -135,6 +144,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "a tensor alone": (piece(0, lambda: w), ["piece_0.pth", "state dict with weight and bias", "a Tensor"]),
     "a list": (piece(0, lambda: [w, w[:, 0]]), ["piece_0.pth", "a list"]),
     "nothing": (piece(0, lambda: {}), ["piece_0.pth", "one weight tensor, got none"]),
+    "a dictionary in itself": (piece(0, ring), ["piece_0.pth", "one weight tensor, got none"]),
+    "a long name": (piece(0, lambda: {"x" * 10**5: w}), ["piece_0.pth", "one weight tensor, got none"]),
     "another name": (piece(0, lambda: {"kernel": w}), ["piece_0.pth", "one weight tensor, got none", "'kernel'"]),
     "two layers": (
         piece(0, lambda: {"a.weight": w, "b.weight": w}),

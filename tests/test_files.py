@@ -202,7 +202,7 @@ def test_one_output_may_be_numbered_or_not(tmp_path: Path):
         st.tuples(st.integers(1, 4), st.just(3)),
         elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
     ),
-    st.sampled_from(["%.9g", "%.17g", "%.40f", "%r"]),
+    st.sampled_from(["%.9g", "%.17g", "%.149f", "%r"]),
 )
 def test_any_float32_is_read_as_itself(tmp_path_factory, values: np.ndarray, form: str):
     path = tmp_path_factory.mktemp("table") / "table.csv"
