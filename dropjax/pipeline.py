@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax.monitoring
@@ -28,6 +29,10 @@ FALLBACK_SEEDS = 4
 
 MOVES_PER_CALL = 256
 """Swaps scored before the clock is looked at again."""
+
+
+STALLED = "no move lowers the MSE"
+"""Why a search ends that was not stopped."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +92,6 @@ class Problem(NamedTuple):
         return self._replace(x=jnp.asarray(np.asarray(self.x)[:rows]), pred=jnp.asarray(np.asarray(self.pred)[:rows]))
 
 
-class Pass(NamedTuple):
-    """One arrangement's outputs over the whole table, and how far they are from pred."""
-
-    outputs: Float[Array, "N o"]
-    mse: float
-    max_abs_error: float
-
-
 @dataclass
 class Run:
     """One solve under way: its clock, its records, and whoever wants to know."""
@@ -106,7 +103,7 @@ class Run:
     interrupted: Callable[[], bool]
     started: float
     stages: list[Stage] = field(default_factory=list)
-    _last_pass: tuple[bytes, Pass] | None = None
+    passes: dict[bytes, verify.Pass] = field(default_factory=dict)
 
     def stop(self) -> str | None:
         """Why the search has to stop now, if it has to."""
@@ -127,15 +124,13 @@ class Run:
         self.stages.append(Stage(name=name, seconds=time.perf_counter() - start, **record))
         self.progress.ends(self.stages[-1])
 
-    def full_pass(self, arrangement: Int[np.ndarray, "L 2"]) -> Pass:
-        """The arrangement over all rows; asking again for the last one costs nothing."""
+    def full_pass(self, arrangement: Int[np.ndarray, "L 2"]) -> verify.Pass:
+        """The arrangement over all rows; asking again costs nothing."""
         key = np.asarray(arrangement).tobytes()
-        if self._last_pass is None or self._last_pass[0] != key:
-            outputs, mse, worst = verify.outputs_and_errors(
-                self.problem.stack, arrangement, self.problem.x, self.problem.pred, memory=self.options.memory
-            )
-            self._last_pass = key, Pass(outputs, float(mse), float(worst))
-        return self._last_pass[1]
+        if key not in self.passes:
+            stack, x, pred = self.problem
+            self.passes[key] = verify.full_pass(stack, arrangement, x, pred, self.options.memory)
+        return self.passes[key]
 
     def solved(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
         """Whether the arrangement reproduces pred on all rows as well as pred allows."""
@@ -189,7 +184,7 @@ def solve(
     compiling, verifying_compiling = clock.seconds(), clock.seconds(after=search_ended)
     return Solution(
         permutation=puzzle.permutation(verdict.arrangement),
-        stack=problem.stack.arranged(verdict.arrangement),
+        stack=verify.arranged_on_host(problem.stack, verdict.arrangement),
         outcome=verdict.outcome,
         mse=verdict.passed.mse,
         max_abs_error=verdict.passed.max_abs_error,
@@ -228,7 +223,7 @@ class CompileClock:
     def __exit__(self, *_: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._note)
 
-    def _note(self, event: str, duration: float, **_: object) -> None:
+    def _note(self, event: str, duration: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
             now = time.perf_counter()
             self._spans.append((now - duration, now))
@@ -268,7 +263,7 @@ def _paper(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 
         arrangement = _rank(run, few, arrangement)
     if not run.stop():
         arrangement = _bubble(run, few, arrangement)
-    return Searched(arrangement, name, run.stop() or "no exchange of neighbours lowers the MSE")
+    return Searched(arrangement, name, run.stop() or STALLED)
 
 
 def _rank(run: Run, few: Problem, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
@@ -320,20 +315,18 @@ def swap_gaps(
 def _auto(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
     """Guided repair from the best of all seed orders; where it stalls, from the next best; then the paper's exact route."""
     starts = _starts(run, pairs, initial)
-    best = Searched(starts[0].arrangement, starts[0].name, "")
-    for start in starts:
-        found = Searched(_guided(run, start.arrangement), start.name, "")
-        best = min(best, found, key=lambda searched: run.full_pass(searched.arrangement).mse)
-        if run.solved(found.arrangement) or run.stop():
-            return best._replace(stop_reason=run.stop() or "")
     few = run.problem.first(run.options.search_rows)
-    for start in starts:
-        ranked = start.arrangement if run.stop() else _rank(run, few, start.arrangement)
-        found = Searched(ranked if run.stop() else _bubble(run, few, ranked), start.name, "")
-        best = min(best, found, key=lambda searched: run.full_pass(searched.arrangement).mse)
-        if run.solved(best.arrangement) or run.stop():
+
+    def exactly(arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
+        ranked = _rank(run, few, arrangement)
+        return ranked if run.stop() else _bubble(run, few, ranked)
+
+    found: list[Searched] = []
+    for search, start in ((search, start) for search in (partial(_guided, run), exactly) for start in starts):
+        found.append(Searched(search(start.arrangement), start.name, run.stop() or STALLED))
+        if run.stop() or run.solved(found[-1].arrangement):
             break
-    return best._replace(stop_reason=run.stop() or "no exchange of neighbours lowers the MSE, from any seed order")
+    return min(found, key=lambda searched: run.full_pass(searched.arrangement).mse)
 
 
 class Start(NamedTuple):
@@ -384,7 +377,7 @@ class Verdict(NamedTuple):
     """What verification says of an answer."""
 
     arrangement: Int[np.ndarray, "L 2"]
-    passed: Pass
+    passed: verify.Pass
     outcome: Outcome
     noise: verify.Noise
     ties: Sequence[Sequence[int]]
@@ -402,7 +395,7 @@ def _verify(run: Run, puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"]) -> Ve
         near = (
             verify.Near.none()
             if not outcome.solved
-            else verify.near_moves(stack, arrangement, x, pred, passed.outputs, noise.float32, screen=not full)
+            else verify.near_moves(stack, arrangement, x, pred, passed, noise.float32, screen=not full)
         )
         if near.better is None:
             break

@@ -128,7 +128,7 @@ class Repaired(NamedTuple):
 
 def bubble_repair(
     stack: Stack,
-    arrangement: Int[Array, "L 2"],
+    arrangement: Int[np.ndarray, "L 2"],
     x: Float[Array, "N d"],
     pred: Float[Array, "N o"],
     stop: Callable[[], object] = lambda: None,
@@ -139,13 +139,13 @@ def bubble_repair(
     evaluations = 0
     while not stop():
         part = bubble_rounds(stack, arrangement, x, pred, most, scored_together(stack.depth - 1))
-        arrangement = part.arrangement
         swaps, arrangements = np.asarray(part.swaps), np.asarray(part.arrangements)
+        arrangement = np.asarray(part.arrangement)
         history += [(int(swaps[k]), arrangements[k]) for k in range(int(part.rounds))]
         evaluations += int(part.evaluations)
         if part.done:
             break
-    return Repaired(np.asarray(arrangement), history, evaluations)
+    return Repaired(arrangement, history, evaluations)
 
 
 # Guided repair
@@ -210,9 +210,13 @@ def guided_repair(
 def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
     """The state before the first round."""
     depth = len(arrangement)
-    nothing = Proposals(np.float32(np.inf), np.zeros((depth, depth), np.float32), np.zeros((depth, depth), np.int32))
-    zero = np.int32(0)
-    return Guided(arrangement, nothing, zero, np.bool_(False), np.int32(1), zero, zero, np.bool_(False))
+    nothing = Proposals(
+        mse=jnp.asarray(np.float32(np.inf)),
+        fall=jnp.asarray(np.zeros((depth, depth), np.float32)),
+        kind=jnp.asarray(np.zeros((depth, depth), np.int32)),
+    )
+    no, zero, one = jnp.asarray(np.bool_(False)), jnp.asarray(np.int32(0)), jnp.asarray(np.int32(1))
+    return Guided(jnp.asarray(arrangement), nothing, cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no)
 
 
 @partial(jax.jit, static_argnames="chunk")

@@ -88,7 +88,7 @@ def seed_order(
     name: str,
     direction: str,
     stack: Stack,
-    pairs: Int[Array, "L 2"],
+    pairs: Int[np.ndarray, "L 2"],
     x: Float[Array, "N d"],
     random_seed: int = 0,
 ) -> Int[np.ndarray, "L 2"]:
@@ -100,4 +100,4 @@ def seed_order(
     else:
         statistic = np.asarray(block_statistics(stack, pairs, x)[name])
         order = np.argsort(statistic if direction == "ascending" else -statistic, kind="stable")
-    return np.asarray(pairs)[order]
+    return pairs[order]

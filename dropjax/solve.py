@@ -6,7 +6,6 @@ import time
 from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import cast
 
 from dropjax import bradley_terry, console, device, files, pipeline, seeding
 from dropjax.puzzle import Puzzle
@@ -153,4 +152,4 @@ if __name__ == "__main__":
     console.run_command(main)
 else:
     # `import dropjax.solve` must not put this module in the place of the function `dropjax.solve`.
-    sys.modules[__name__] = cast("type(sys)", pipeline.solve)
+    sys.modules[__name__] = pipeline.solve  # pyright: ignore[reportArgumentType]  # a function in a module's place

@@ -85,6 +85,7 @@ def identity_arrangement(depth: int) -> Int[Array, "L 2"]:
     return jnp.tile(jnp.arange(depth, dtype=jnp.int32)[:, None], (1, 2))
 
 
+@jax.jit
 def forward(stack: Stack, x: Float[Array, "N d"]) -> Float[Array, "N o"]:
     """The stack's outputs (paper, Eq. 2), the halves taken as they stand."""
     return read_out(stack, advance(stack, identity_arrangement(stack.depth), 0, stack.depth, x))

@@ -1,4 +1,4 @@
-"""The last word on an answer: every row of the table, the noise that float32 allows, and the answers it cannot be told from."""
+"""The last word on an answer: every row of the table, float32's noise, and the answers it cannot be told from."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -41,12 +41,29 @@ def outputs_and_errors(
     hidden, width = stack.w_in.shape[1:]
     rows = max(1, memory // (8 * (width + hidden)))
     run = lambda x: read_out(stack, advance(stack, arrangement, 0, stack.depth, x))  # noqa: E731
-    if len(x) <= rows:
-        outputs = run(x)
-    else:
-        outputs = lax.map(lambda row: run(row[None])[0], x, batch_size=rows)
+    outputs = run(x) if len(x) <= rows else lax.map(lambda row: run(row[None])[0], x, batch_size=rows)
     error = outputs - pred
     return outputs, jnp.mean(error**2), jnp.max(jnp.abs(error))
+
+
+class Pass(NamedTuple):
+    """One arrangement's outputs over the whole table, and how far they are from pred."""
+
+    outputs: Float[Array, "N o"]
+    mse: float
+    max_abs_error: float
+
+
+def full_pass(
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    memory: int = MEMORY,
+) -> Pass:
+    """One pass of the arrangement over all rows."""
+    outputs, mse, worst = outputs_and_errors(stack, arrangement, x, pred, memory)
+    return Pass(outputs, float(mse), float(worst))
 
 
 class Noise(NamedTuple):
@@ -66,11 +83,12 @@ class Noise(NamedTuple):
 def float32_noise(stack: Stack, arrangement: Int[np.ndarray, "L 2"], x: Float[Array, "N d"], outputs) -> float:
     """RMS difference of the outputs from a float64 replay, on few rows."""
     few = slice(0, SCREENED_ROWS)
-    again = replay(_arranged_on_host(stack, arrangement), np.asarray(x)[few])
+    again = replay(arranged_on_host(stack, arrangement), np.asarray(x)[few])
     return float(np.sqrt(np.mean((again - np.asarray(outputs)[few]) ** 2)))
 
 
-def _arranged_on_host(stack: Stack, arrangement: Int[np.ndarray, "L 2"]) -> Stack:
+def arranged_on_host(stack: Stack, arrangement: Int[np.ndarray, "L 2"]) -> Stack:
+    """The stack in that arrangement, as NumPy arrays."""
     return jax.tree.map(np.asarray, stack).arranged(np.asarray(arrangement))
 
 
@@ -135,7 +153,7 @@ def near_moves(
     arrangement: Int[np.ndarray, "L 2"],
     x: Float[Array, "N d"],
     pred: Float[Array, "N o"],
-    outputs: Float[Array, "N o"],
+    passed: Pass,
     noise: float,
     screen: bool = True,
 ) -> Near:
@@ -157,10 +175,10 @@ def near_moves(
         return np.asarray(score_moves(stack, arrangement, padded, x, target), np.float64)[: len(moves)]
 
     # Two runs in float32 differ by √2 times the noise of one.
-    tied = np.sqrt(mean_square(outputs)) <= 4 * noise
+    tied = np.sqrt(mean_square(passed.outputs)) <= 4 * noise
     mse = np.where(tied, np.inf, mean_square(pred))
     best = int(np.argmin(mse))
-    fall = float(jnp.mean((outputs - pred) ** 2)) - mse[best]
+    fall = passed.mse - mse[best]
     return Near(moves[tied], np.asarray(moved(jnp.asarray(arrangement), moves[best])) if fall > noise**2 else None)
 
 
@@ -188,7 +206,7 @@ def duplicate_pieces(puzzle: Puzzle) -> list[list[int]]:
 
 def float64_errors(stack: Stack, arrangement, x, pred) -> Mapping[str, float]:
     """MSE and largest absolute error of the float64 replay over all rows."""
-    error = replay(_arranged_on_host(stack, arrangement), np.asarray(x)) - np.asarray(pred)
+    error = replay(arranged_on_host(stack, arrangement), np.asarray(x)) - np.asarray(pred)
     return {"mse": float(np.mean(error**2)), "max_abs_error": float(np.max(np.abs(error)))}
 
 

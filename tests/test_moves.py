@@ -1,0 +1,156 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from scipy.stats import spearmanr
+
+from dropjax import moves, seeding
+from dropjax.pairing import pair
+
+KINDS = (moves.SWAP, moves.INSERTION, moves.PAIR_SWAP)
+
+
+def drawn(shape, seed, rows=11):
+    rng = np.random.default_rng(seed)
+    stack, arrangement = reference.random_stack(rng, *shape), reference.random_arrangement(rng, shape[0])
+    x = rng.normal(size=(rows, shape[1])).astype(np.float32)
+    pred = rng.normal(size=(rows, shape[3])).astype(np.float32)
+    return stack, arrangement, x, pred
+
+
+def every_move(depth):
+    return np.concatenate(
+        [moves.pairs_of_positions(depth, kind) for kind in (moves.SWAP, moves.PAIR_SWAP)] + [moves.insertions(depth)]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moves_do_what_their_names_say(kind):
+    arrangement = reference.random_arrangement(np.random.default_rng(0), 6)
+    for i in range(6):
+        for j in range(6):
+            move = np.array([kind, i, j], np.int32)
+            np.testing.assert_array_equal(moves.moved(jnp.asarray(arrangement), move), reference.after(arrangement, move))
+
+
+def test_the_lists_of_moves_are_complete_and_without_repeats():
+    assert len(moves.pairs_of_positions(48, moves.SWAP)) == 1128
+    assert len(moves.adjacent_swaps(48)) == 47
+    start = np.stack([np.arange(6), np.arange(6)], axis=1)
+    results = {tuple(reference.after(start, move)[:, 0]) for move in moves.insertions(6)}
+    everything = {tuple(reference.after(start, (1, i, j))[:, 0]) for i in range(6) for j in range(6) if i != j}
+    assert results == everything
+    assert len(results) == len(moves.insertions(6)) == 25
+
+
+@pytest.mark.parametrize("together", [1, 4])
+@settings(max_examples=6, deadline=None)
+@given(reference.shapes, reference.seeds)
+def test_exact_scores_are_those_of_whole_runs(together, shape, seed):
+    stack, arrangement, x, pred = drawn(shape, seed)
+    candidates = every_move(shape[0])
+    expected = [reference.mse(stack, reference.after(arrangement, move), x, pred) for move in candidates]
+    scores = moves.score_moves(stack, arrangement, candidates, x, pred, together=together)
+    np.testing.assert_allclose(scores, expected, rtol=1e-3)
+    rearranged = np.stack([reference.after(arrangement, move) for move in candidates]).astype(np.int32)
+    np.testing.assert_allclose(moves.score_arrangements(stack, rearranged, x, pred, together=together), expected, rtol=1e-3)
+
+
+def test_chunks_of_rows_change_nothing():
+    stack, arrangement, x, pred = drawn((5, 6, 4, 2), 1, rows=103)
+    candidates = every_move(5)
+    whole = moves.score_moves(stack, arrangement, candidates, x, pred)
+    per_row = 4 * (6 * 6 + 2 * 10)
+    chunked = moves.score_moves(stack, arrangement, candidates, x, pred, memory=10 * per_row)
+    np.testing.assert_allclose(whole, chunked, rtol=1e-5)
+    np.testing.assert_allclose(
+        moves.score_arrangements(stack, arrangement[None], x, pred, memory=500),
+        moves.score_arrangements(stack, arrangement[None], x, pred),
+        rtol=1e-5,
+    )
+
+
+def _first_order_by_definition(stack, arrangement, x):
+    """Δ_ab row by row from the definition, in float64 as far as the states and adjoints allow."""
+    at = jax.jit(moves.linearise)(stack, arrangement, x)
+    states, adjoints = np.asarray(at.states, np.float64), np.asarray(at.adjoints, np.float64)
+    residuals, increments = states[1:] - states[:-1], adjoints[:-1] - adjoints[1:]
+    depth = len(residuals)
+    delta = np.zeros((depth, depth, *adjoints.shape[1:3]))
+    for a in range(depth):
+        for b in range(a + 1, depth):
+            one = np.einsum("nod,nd->no", increments[a], residuals[b])
+            delta[a, b] = one - np.einsum("nod,nd->no", increments[b], residuals[a])
+    return at, delta
+
+
+@settings(max_examples=6, deadline=None)
+@given(reference.shapes, reference.seeds)
+def test_far_changes_are_sums_of_flips(shape, seed):
+    stack, arrangement, x, _ = drawn(shape, seed)
+    at, delta = _first_order_by_definition(stack, arrangement, x)
+    far = jax.jit(moves.far_changes)(at)
+    for i in range(shape[0]):
+        for j in range(i + 1, shape[0]):
+            right = sum(delta[i, k] for k in range(i + 1, j + 1))
+            left = sum(delta[k, j] for k in range(i, j))
+            both = right + sum((delta[k, j] for k in range(i + 1, j)), np.zeros_like(right))
+            np.testing.assert_allclose(far.right[..., i, j], right, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(far.left[..., i, j], left, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(far.swap[..., i, j], both, rtol=1e-3, atol=1e-4)
+
+
+def _changes(stack, arrangement, x, move):
+    """First-order and exact change of the outputs by one move."""
+    at = jax.jit(moves.linearise)(stack, arrangement, x)
+    kind, i, j = map(int, move)
+    if kind == moves.PAIR_SWAP:
+        first_order = jax.jit(moves.pair_swap_changes)(stack, arrangement, at)[i, j]
+    elif kind == moves.SWAP:
+        first_order = jax.jit(moves.far_changes)(at).swap[..., i, j]
+    else:
+        far = jax.jit(moves.far_changes)(at)
+        first_order = far.right[..., i, j] if i < j else far.left[..., j, i]
+    exact = reference.outputs(stack, reference.after(arrangement, move), x) - reference.outputs(stack, arrangement, x)
+    return np.asarray(first_order, np.float64), exact
+
+
+@pytest.mark.parametrize("move", [(0, 1, 4), (0, 2, 3), (1, 0, 5), (1, 6, 2), (2, 1, 5)])
+def test_first_order_becomes_exact_as_residuals_shrink(move):
+    rng = np.random.default_rng(7)
+    arrangement = reference.random_arrangement(rng, 7)
+    x = rng.normal(size=(40, 4)).astype(np.float32)
+    errors = []
+    for size in (0.1, 0.02):
+        stack = reference.random_stack(np.random.default_rng(8), 7, 4, 9, 1, "tanh", size)
+        first_order, exact = _changes(stack, arrangement, x, move)
+        errors.append(np.linalg.norm(first_order - exact) / np.linalg.norm(exact))
+    assert errors[0] < 0.3
+    assert errors[1] < errors[0] / 2
+
+
+@settings(max_examples=6, deadline=None)
+@given(reference.shapes, reference.seeds)
+def test_adjacent_changes_are_exact_at_the_last_position(shape, seed):
+    stack, arrangement, x, _ = drawn(shape, seed)
+    at = jax.jit(moves.linearise)(stack, arrangement, x)
+    changes = jax.jit(moves.adjacent_changes)(stack, arrangement, at)
+    depth = shape[0]
+    after = reference.outputs(stack, reference.after(arrangement, (0, depth - 2, depth - 1)), x)
+    np.testing.assert_allclose(changes[-1], after - reference.outputs(stack, arrangement, x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("real_folder")
+def test_first_order_ranks_the_real_puzzles_neighbours_as_exact_scores_do(real_puzzle):
+    stack = real_puzzle.stack()
+    pairs = np.stack([np.arange(48), pair(stack.w_in, stack.w_out).partner], axis=1).astype(np.int32)
+    x, pred = real_puzzle.x[:2000], real_puzzle.pred[:2000]
+    arrangement = seeding.seed_order("delta_norm", "ascending", stack, pairs, x)
+    at = jax.jit(moves.linearise)(stack, arrangement, x)
+    error = reference.outputs(stack, arrangement, x) - pred
+    change = np.asarray(jax.jit(moves.adjacent_changes)(stack, arrangement, at), np.float64)
+    predicted = np.mean(2 * error * change + change**2, axis=(1, 2))
+    exact = moves.score_moves(stack, arrangement, moves.adjacent_swaps(48), x, pred)
+    assert spearmanr(predicted, exact)[0] > 0.99
