@@ -1,0 +1,186 @@
+import dataclasses
+
+import builders
+import jax
+import numpy as np
+import pytest
+
+import dropjax
+from dropjax import pipeline, verify
+from dropjax.solution import Outcome
+
+SHAPE = {"L": 8, "d": 12, "h": 20, "rows": 300}
+"""Of the planted puzzles: pairs show in the weights, depth in the residuals' size."""
+
+
+def planted(seed=0, **changes):
+    return builders.random_puzzle(np.random.default_rng(seed), **{**SHAPE, **changes})
+
+
+class Diary(dropjax.Progress):
+    def __init__(self):
+        self.begun, self.ended = [], []
+
+    def begins(self, stage):
+        self.begun.append(stage)
+
+    def ends(self, stage):
+        self.ended.append(stage)
+
+
+@pytest.mark.parametrize("method", ["auto", "paper"])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_planted_stack_comes_back(method, outputs):
+    puzzle, permutation = planted(1, o=outputs)
+    solution = dropjax.solve(puzzle, method=method)
+    assert solution.permutation == permutation
+    assert solution.outcome is Outcome.EXACT
+    assert solution.stop_reason == "solved"
+    assert solution.mse == pytest.approx(0, abs=1e-11)
+    assert solution.rows == 300
+    np.testing.assert_allclose(dropjax.stack.forward(solution.stack, puzzle.x), puzzle.pred, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", ["bradley_terry", "none"])
+@pytest.mark.parametrize("seed_order", ["delta_norm", "w_out_norm", "random"])
+def test_every_route_of_the_paper_ends_at_the_answer(rank, seed_order):
+    puzzle, permutation = planted(2, L=6)
+    solution = dropjax.solve(puzzle, method="paper", rank=rank, seed_order=seed_order, bt_solver="newton")
+    assert solution.permutation == permutation
+    assert solution.seed_order == seed_order
+    names = [stage.name for stage in solution.stages]
+    assert ("bradley-terry" in names) == (rank == "bradley_terry")
+
+
+def test_predictions_of_another_stack_are_not_solved():
+    puzzle, _ = planted(3, L=5)
+    shuffled = dataclasses.replace(puzzle, pred=puzzle.pred[np.random.default_rng(0).permutation(300)])
+    solution = dropjax.solve(shuffled)
+    assert solution.outcome is Outcome.NOT_SOLVED
+    assert not solution.solved
+    assert solution.stop_reason == pipeline.STALLED
+    assert solution.ties == ()
+    assert sorted(solution.permutation) == list(range(11))
+
+
+@pytest.mark.parametrize("method", ["auto", "paper"])
+def test_no_time_at_all_still_gives_an_answer_that_says_it_is_none(method):
+    puzzle, _ = planted(4)
+    solution = dropjax.solve(puzzle, method=method, seed_order="random", time_limit=1e-6)
+    assert solution.outcome is Outcome.NOT_SOLVED
+    assert solution.stop_reason == "time limit"
+    assert sorted(solution.permutation) == list(range(17))
+
+
+def test_an_interruption_keeps_the_best_so_far():
+    puzzle, _ = planted(4)
+    solution = dropjax.solve(puzzle, method="paper", interrupted=lambda: True)
+    assert solution.stop_reason == "interrupted"
+    assert np.isfinite(solution.mse)
+
+
+def test_rounded_predictions_are_solved_to_their_rounding():
+    puzzle, permutation = planted(5)
+    rounded = dataclasses.replace(puzzle, pred=np.round(puzzle.pred, 4))
+    solution = dropjax.solve(rounded)
+    assert solution.permutation == permutation
+    assert solution.outcome is Outcome.NOISE_FLOOR
+    assert solution.noise_floor == pytest.approx(1e-4 / np.sqrt(12), rel=0.01)
+
+
+def test_noise_is_never_inferred_and_only_taken_from_the_user():
+    puzzle, permutation = planted(6)
+    noise = np.random.default_rng(0).normal(0, 1e-3, puzzle.pred.shape)
+    noisy = dataclasses.replace(puzzle, pred=(puzzle.pred + noise).astype(np.float32))
+    assert dropjax.solve(noisy).outcome is Outcome.NOT_SOLVED
+    declared = dropjax.solve(noisy, pred_noise=1e-3)
+    assert declared.outcome is Outcome.NOISE_FLOOR
+    assert declared.permutation == permutation
+
+
+def test_a_given_order_is_checked_and_repaired():
+    puzzle, permutation = planted(7)
+    checked = dropjax.solve(puzzle, initial_order=permutation)
+    assert checked.permutation == permutation
+    assert checked.seed_order == "given"
+    assert sum(stage.swaps for stage in checked.stages) == 0
+    swapped = (*permutation[2:4], *permutation[:2], *permutation[4:])
+    repaired = dropjax.solve(puzzle, initial_order=swapped, method="paper", rank="none")
+    assert repaired.permutation == permutation
+
+
+def test_an_order_of_other_pieces_is_refused():
+    puzzle, permutation = planted(7)
+    for wrong in (permutation[:-1], (permutation[1], permutation[0], *permutation[2:]), (permutation[2], *permutation[1:])):
+        with pytest.raises(dropjax.InputError, match="permutation: expected"):
+            dropjax.solve(puzzle, initial_order=wrong)
+
+
+def test_twin_blocks_are_named_as_interchangeable():
+    puzzle, permutation = planted(8, L=6)
+    arrangement = puzzle.arrangement(permutation)
+    first, last = arrangement[0], arrangement[-1]
+    twins = {name: getattr(puzzle, name).copy() for name in ("w_in", "b_in", "w_out", "b_out")}
+    for name, column in (("w_in", 0), ("b_in", 0), ("w_out", 1), ("b_out", 1)):
+        twins[name][last[column]] = twins[name][first[column]]
+    puzzle = dataclasses.replace(puzzle, **twins)
+    stack = verify.arranged_on_host(puzzle.stack(), arrangement)
+    puzzle = dataclasses.replace(puzzle, pred=np.asarray(dropjax.stack.forward(stack, puzzle.x)))
+    solution = dropjax.solve(puzzle)
+    assert solution.outcome is Outcome.EXACT_UP_TO_TIES
+    groups = {frozenset(group) for group in solution.ties}
+    assert {frozenset(permutation[k] for k in (0, -3)), frozenset(permutation[k] for k in (1, -2))} <= groups
+
+
+def test_progress_hears_of_every_stage():
+    puzzle, _ = planted(1)
+    diary = Diary()
+    solution = dropjax.solve(puzzle, progress=diary)
+    assert diary.begun == [stage.name for stage in solution.stages]
+    assert diary.ended == list(solution.stages)
+    assert all(stage.seconds >= 0 for stage in solution.stages)
+
+
+def test_a_second_puzzle_of_the_same_shape_compiles_nothing():
+    first, second = planted(10)[0], planted(11)[0]
+    dropjax.solve(first)
+    compiled = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        solution = dropjax.solve(second)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
+    assert solution.seconds["compile"] == 0
+
+
+def test_unknown_options_are_refused():
+    puzzle, _ = planted(1)
+    with pytest.raises(TypeError, match="colour"):
+        dropjax.solve(puzzle, colour="red")
+
+
+@pytest.mark.usefixtures("real_folder")
+class TestRealPuzzle:
+    SHA256 = "093be1cf2d24094db903cbc3e8d33d306ebca49c6accaa264e44b0b675e7d9c4"  # from the puzzle's own page
+
+    def test_auto(self, real_puzzle):
+        solution = dropjax.solve(real_puzzle)
+        assert solution.sha256 == self.SHA256
+        assert solution.outcome is Outcome.EXACT
+
+    @pytest.mark.parametrize("seed_order", ["delta_norm", "w_out_norm"])
+    def test_paper_without_bradley_terry(self, real_puzzle, seed_order):
+        solution = dropjax.solve(real_puzzle, method="paper", seed_order=seed_order, rank="none", search_rows=600)
+        assert solution.sha256 == self.SHA256
+
+    def test_bradley_terry_on_few_rows(self, real_puzzle):
+        solution = dropjax.solve(real_puzzle, method="paper", search_rows=250, bt_solver="newton")
+        ranked = next(stage for stage in solution.stages if stage.name == "bradley-terry")
+        assert ranked.evaluations == 1128
+        assert ranked.mse < 0.01  # the paper's 2,000 rows give 0.002989

@@ -1,0 +1,149 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dropjax import repair, seeding
+from dropjax.moves import score_moves
+from dropjax.pairing import pair
+
+
+def planted(seed, shape=(7, 4, 9, 1), rows=40, size=0.3):
+    """A stack, a shuffled arrangement of its blocks, the right one, and a table it made."""
+    rng = np.random.default_rng(seed)
+    stack, right = reference.random_stack(rng, *shape, size=size), reference.random_arrangement(rng, shape[0])
+    x = rng.normal(size=(rows, shape[1])).astype(np.float32)
+    pred = reference.outputs(stack, right, x).astype(np.float32)
+    return stack, right[rng.permutation(shape[0])], right, x, pred
+
+
+def sweeps(stack, arrangement, x, pred):
+    """The paper's bubble repair, one swap after another, and the swaps of each round."""
+    arrangement, best, rounds = np.array(arrangement), reference.mse(stack, arrangement, x, pred), []
+    while not rounds or rounds[-1]:
+        rounds.append(0)
+        for i in range(len(arrangement) - 1):
+            candidate = reference.after(arrangement, (0, i, i + 1))
+            mse = reference.mse(stack, candidate, x, pred)
+            if mse < best - 1e-12:  # float64 tells apart what float32 calls a tie
+                arrangement, best = candidate, mse
+                rounds[-1] += 1
+    return arrangement, rounds
+
+
+@pytest.mark.parametrize("window", [1, 3, 6])
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10_000))
+def test_a_batched_sweep_decides_as_one_swap_after_another(window, seed):
+    stack, start, _, x, pred = planted(seed)
+    expected, rounds = sweeps(stack, start, x, pred)
+    found = repair.bubble_rounds(stack, start, x, pred, most=30, window=window)
+    assert found.done
+    assert np.asarray(found.swaps)[: int(found.rounds)].tolist() == rounds
+    np.testing.assert_array_equal(found.arrangement, expected)
+    np.testing.assert_array_equal(found.arrangements[int(found.rounds) - 1], expected)
+
+
+def test_repair_goes_on_where_one_call_ends():
+    stack, start, _, x, pred = planted(3)
+    whole = repair.bubble_repair(stack, start, x, pred, most=30)
+    parts = repair.bubble_repair(stack, start, x, pred, most=1)
+    assert [swaps for swaps, _ in whole.history] == [swaps for swaps, _ in parts.history]
+    np.testing.assert_array_equal(whole.arrangement, parts.arrangement)
+    assert whole.swaps == sum(swaps for swaps, _ in whole.history) > 0
+
+
+def test_repair_stops_when_told():
+    stack, start, _, x, pred = planted(3)
+    stopped = repair.bubble_repair(stack, start, x, pred, stop=lambda: True)
+    np.testing.assert_array_equal(stopped.arrangement, start)
+    assert stopped.history == []
+    guided = repair.guided_repair(stack, start, x, pred, 0.0, stop=lambda: True)
+    np.testing.assert_array_equal(guided.arrangement, start)
+
+
+def chosen_by_brute_force(fall):
+    """Largest total of non-overlapping intervals, by trying every last one."""
+    depth = len(fall)
+    best = [0.0] * (depth + 1)
+    for j in range(depth):
+        best[j + 1] = max([best[j]] + [best[i] + fall[i, j] for i in range(j)])
+    return best[-1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(reference.seeds)
+def test_the_proposals_applied_are_the_best_that_do_not_overlap(seed):
+    rng = np.random.default_rng(seed)
+    depth = 7
+    fall = np.triu(rng.normal(size=(depth, depth)), 1).astype(np.float32)
+    kind = rng.integers(0, 3, size=(depth, depth)).astype(np.int32)
+    start = np.stack([np.arange(depth), np.arange(depth)], axis=1).astype(np.int32)
+    proposals = repair.Proposals(jnp.float32(1), jnp.asarray(fall), jnp.asarray(kind))
+    result, count = repair._apply_best(jnp.asarray(start), proposals, jnp.float32(0))
+    # Positions that a move touches form the intervals; read them back from the result.
+    order, i, total, moves = np.asarray(result)[:, 0], 0, 0.0, 0
+    while i < depth:
+        ends = [j for j in range(i, depth) if set(order[i : j + 1]) == set(range(i, j + 1))]
+        if ends[0] > i:
+            total, moves = total + fall[i, ends[0]], moves + 1
+            move = [(1, i, ends[0]), (1, ends[0], i), (0, i, ends[0])][kind[i, ends[0]]]
+            np.testing.assert_array_equal(order[i : ends[0] + 1], reference.after(start, move)[i : ends[0] + 1, 0])
+        i = ends[0] + 1
+    assert moves == count
+    assert total == pytest.approx(chosen_by_brute_force(np.maximum(fall, 0)), rel=1e-5)
+
+
+def test_no_proposals_change_nothing():
+    start = jnp.asarray(reference.random_arrangement(np.random.default_rng(0), 5))
+    nothing = repair.Proposals(jnp.float32(1), -jnp.ones((5, 5)), jnp.zeros((5, 5), jnp.int32))
+    result, count = repair._apply_best(start, nothing, jnp.float32(0))
+    assert count == 0
+    np.testing.assert_array_equal(result, start)
+
+
+@pytest.mark.parametrize("shape", [(7, 4, 9, 1), (5, 6, 4, 2)])
+def test_guided_repair_never_ends_above_its_start_and_mostly_at_the_answer(shape):
+    solved = 0
+    for seed in range(10):
+        stack, start, right, x, pred = planted(seed, shape, rows=60, size=0.1)
+        found = repair.guided_repair(stack, start, x, pred, tolerance=1e-10)
+        mse = reference.mse(stack, found.arrangement, x, pred)
+        assert bool(found.finished)
+        assert mse <= reference.mse(stack, start, x, pred)
+        assert mse == pytest.approx(float(found.proposals.mse), rel=1e-3, abs=1e-9)
+        solved += bool((np.asarray(found.arrangement) == right).all())
+    assert solved >= 5  # from random orders: some end in local minima
+
+
+def test_guided_repair_takes_more_rows_until_it_is_exact_on_all():
+    stack, start, right, x, pred = planted(1, (7, 4, 9, 1), rows=700, size=0.1)
+    found = repair.guided_repair(stack, start, x, pred, tolerance=0.0)
+    assert found.rows(700) == 700
+    few = repair.guided_repair(stack, start, x, pred, tolerance=1e-9)
+    assert few.rows(700) == repair.CHUNK
+    for result in (found, few):
+        np.testing.assert_array_equal(result.arrangement, right)
+
+
+def test_guided_repair_in_parts_is_the_same_as_at_once():
+    stack, start, _, x, pred = planted(2, rows=300)
+    whole = repair.guided_repair(stack, start, x, pred, tolerance=1e-10)
+    parts = repair.guided_repair(stack, start, x, pred, tolerance=1e-10, stop=lambda: False, most=1)
+    np.testing.assert_array_equal(whole.arrangement, parts.arrangement)
+    assert int(whole.rounds) == int(parts.rounds)
+
+
+@pytest.mark.usefixtures("real_folder")
+def test_the_papers_table_3(real_puzzle):
+    stack = real_puzzle.stack()
+    pairs = np.stack([np.arange(48), pair(stack.w_in, stack.w_out).partner], axis=1).astype(np.int32)
+    x, pred = real_puzzle.x[:2000], real_puzzle.pred[:2000]
+    start = seeding.seed_order("w_out_norm", "ascending", stack, pairs, x)
+    repaired = repair.bubble_repair(stack, start, x, pred)
+    assert [swaps for swaps, _ in repaired.history] == [30, 16, 12, 9, 4, 1, 0]
+    nothing = np.array([[0, 47, 47]], np.int32)
+    mse = [float(score_moves(stack, order, nothing, real_puzzle.x, real_puzzle.pred)[0]) for _, order in repaired.history]
+    assert [round(value, 6) for value in mse[:6]] == [0.005936, 0.003397, 0.001405, 0.000568, 0.000223, 0.0]
