@@ -1,0 +1,160 @@
+"""`python -m dropjax.solve` as a user meets it; in process, so that JAX starts once."""
+
+import hashlib
+import json
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import builders
+import numpy as np
+import pytest
+
+from dropjax import files
+
+
+@pytest.fixture
+def solve(monkeypatch, capsys, tmp_path):
+    """Runs the command with a cache of its own; gives exit status, standard output, standard error."""
+    monkeypatch.setenv("DROPJAX_CACHE_DIR", str(tmp_path / "cache"))
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["dropjax.solve", "--no-cache", *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("dropjax.solve", run_name="__main__")
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return builders.random_puzzle(np.random.default_rng(0), L=5, d=8, h=12, rows=80)
+
+
+@pytest.fixture
+def converted(planted, tmp_path):
+    files.write_converted(planted[0], tmp_path / "puzzle.safetensors")
+    return tmp_path / "puzzle.safetensors"
+
+
+def test_solves_and_says_so(solve, planted, converted, tmp_path):
+    text = ",".join(map(str, planted[1]))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    code, out, err = solve(converted, "--out", tmp_path / "result", "--json", tmp_path / "s.json", "--expect-sha256", digest)
+    assert (code, err) == (0, "")
+    assert "5 blocks, d = 8, h = 12, 1 output, 80 rows" in out
+    assert "solved, exact" in out
+    assert out.splitlines()[-3:] == [f"permutation: {text}", f"SHA-256: {digest}", "as expected"]
+    assert (tmp_path / "result" / "permutation.txt").read_bytes() == text.encode()
+    record = json.loads((tmp_path / "s.json").read_text())
+    assert record == json.loads((tmp_path / "result" / "solution.json").read_text())
+    assert record["permutation"] == list(planted[1])
+    assert record["expected_sha256_matches"] is True
+    assert set(record["seconds"]) == {"load", "compile", "solve", "verify", "total"}
+
+
+def test_quiet_prints_the_permutation_alone(solve, planted, converted):
+    code, out, _ = solve(converted, "--quiet")
+    assert code == 0
+    assert out == ",".join(map(str, planted[1])) + "\n"
+
+
+def test_another_hash_than_expected_is_exit_1_with_the_answer_all_the_same(solve, planted, converted):
+    code, out, _ = solve(converted, "--expect-sha256", "0" * 64)
+    assert code == 1
+    assert "solved, exact" in out
+    assert "NOT as expected" in out
+    assert f"permutation: {','.join(map(str, planted[1]))}" in out
+
+
+def test_what_is_not_solved_is_written_and_said_to_be_that(solve, converted, tmp_path):
+    args = ("--method", "paper", "--seed-order", "random", "--time-limit", "0.000001", "--out", tmp_path / "result")
+    code, out, err = solve(converted, *args)
+    assert (code, err) == (1, "")
+    assert "NOT SOLVED (time limit)" in out
+    record = json.loads((tmp_path / "result" / "solution.json").read_text())
+    assert record["solved"] is False
+    assert record["outcome"] == "not_solved"
+    assert (tmp_path / "result" / "model.safetensors").exists()
+
+
+def test_full_verification_replays_in_float64(solve, converted):
+    code, out, _ = solve(converted, "--verify", "full")
+    assert code == 0
+    assert "float64 replay: MSE" in out
+
+
+def test_starts_from_a_given_permutation(solve, planted, converted, tmp_path):
+    (tmp_path / "order.txt").write_text(", ".join(map(str, planted[1])))
+    code, out, _ = solve(converted, "--initial-order", tmp_path / "order.txt", "--method", "paper", "--rank", "none")
+    assert code == 0
+    assert "seed order" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--expect-sha256", "0" * 63], "expected 64 hexadecimal digits"),
+        (["--expect-sha256", "g" * 64], "expected 64 hexadecimal digits"),
+        (["--method", "magic"], "--method"),
+        (["--memory", "lots"], "expected a size"),
+        (["--time-limit", "-1"], "expected a number above 0"),
+        (["--time-limit", "nan"], "expected a number above 0"),
+        (["--search-rows", "0"], "expected a number above 0"),
+        (["--initial-order", "nowhere.txt"], "nowhere.txt"),
+        (["--roles", "nowhere.json"], "nowhere.json"),
+        (["--pred-decimals", "9"], "--pred-decimals"),
+        (["--surprise"], "--surprise"),
+    ],
+)
+def test_bad_arguments_are_one_line(solve, converted, args, words):
+    code, out, err = solve(converted, *args)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert words in err
+
+
+def test_a_permutation_of_other_pieces_is_bad_input(solve, converted, tmp_path):
+    (tmp_path / "order.txt").write_text("1,2,3")
+    code, _, err = solve(converted, "--initial-order", tmp_path / "order.txt", "--out", tmp_path / "result")
+    assert code == 2
+    assert "expected 11 piece numbers, got 3" in err
+    assert not (tmp_path / "result").exists()
+
+
+def test_the_module_does_not_hide_the_function():
+    import dropjax.solve
+
+    assert callable(dropjax.solve)
+    assert dropjax.solve.__module__ == "dropjax.pipeline"
+
+
+def test_importing_dropjax_brings_nothing_heavy():
+    code = "import sys, dropjax; print([m for m in ('torch', 'pandas', 'matplotlib', 'optax', 'rich') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_interruption_leaves_the_best_so_far(tmp_path):
+    puzzle, _ = builders.random_puzzle(np.random.default_rng(1), L=24, d=32, h=48, rows=4000)
+    files.write_converted(puzzle, tmp_path / "slow.safetensors")
+    args = [tmp_path / "slow.safetensors", "--method", "paper", "--search-rows", "4000", "--out", tmp_path / "result"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dropjax.solve", "--no-cache", *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "seed order" not in (line := process.stdout.readline()):
+        assert line, "ended before it could be interrupted"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (1, "")
+    assert "NOT SOLVED (interrupted)" in out
+    assert json.loads((tmp_path / "result" / "solution.json").read_text())["stop_reason"] == "interrupted"
