@@ -7,7 +7,7 @@ evaluations instead of L²(L−1)/2.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from dropjax.device import MEMORY
 from dropjax.stack import ACTIVATIONS, Stack, adjoints, advance, preactivation, product, read_out, residual, trajectory
+
+T = TypeVar("T")
 
 SWAP, INSERTION, PAIR_SWAP = range(3)
 """Exchange the blocks at i and j; take the block at i out and put it in at j; exchange the output halves at i and j."""
@@ -60,24 +62,25 @@ def squared_error(stack: Stack, arrangement, start, state, pred, weight) -> Floa
     return jnp.sum(weight[:, None] * (outputs - pred) ** 2)
 
 
-def _over_rows(
-    of_chunk: Callable[..., Array], x: Float[Array, "N d"], pred: Float[Array, "N o"], bytes_per_row: int, memory: int
-) -> Array:
-    """mean((f − pred)²) from the sums that `of_chunk(x, pred, weight)` gives for chunks of rows within `memory`."""
+def _mean_over_rows(
+    of_chunk: Callable[..., T], x: Float[Array, "N d"], pred: Float[Array, "N o"], bytes_per_row: int, memory: int
+) -> T:
+    """Means over all predictions, from the sums that `of_chunk(x, pred, weight)` gives for chunks of rows in `memory`."""
     rows = len(x)
     chunks = -(-rows // max(1, min(rows, memory // bytes_per_row)))
-    size = -(-rows // chunks)
-    # The last chunk is filled up with rows of weight 0.
-    fill = chunks * size - rows
-    parts = [
-        jnp.pad(a, ((0, fill),) + ((0, 0),) * (a.ndim - 1)).reshape(chunks, size, *a.shape[1:])
-        for a in (x, pred, jnp.ones(rows))
-    ]
+    parts = tuple(in_chunks(a, -(-rows // chunks)) for a in (x, pred, jnp.ones(rows)))
     if chunks == 1:
-        total = of_chunk(*(part[0] for part in parts))
+        sums = of_chunk(*(part[0] for part in parts))
     else:
-        total = jnp.sum(lax.map(lambda part: of_chunk(*part), parts), axis=0)
-    return total / pred.size
+        sums = jax.tree.map(lambda a: jnp.sum(a, axis=0), lax.map(lambda part: of_chunk(*part), parts))
+    return jax.tree.map(lambda a: a / pred.size, sums)
+
+
+def in_chunks(a: Float[Array, "N ..."], size: int) -> Float[Array, "chunks size ..."]:
+    """Rows in chunks, the last one filled up with zeros: as weights, they count for nothing."""
+    chunks = -(-len(a) // size)
+    filled = jnp.pad(a, ((0, chunks * size - len(a)),) + ((0, 0),) * (a.ndim - 1))
+    return filled.reshape(chunks, size, *a.shape[1:])
 
 
 @partial(jax.jit, static_argnames=("together", "memory"))
@@ -111,7 +114,7 @@ def score_moves(
         return lax.map(of_batch, padded).reshape(-1)
 
     bytes_per_row = 4 * ((depth + 1) * width + 2 * together * (width + hidden))
-    return _over_rows(of_chunk, x, pred, bytes_per_row, memory)[: len(moves)]
+    return _mean_over_rows(of_chunk, x, pred, bytes_per_row, memory)[: len(moves)]
 
 
 @partial(jax.jit, static_argnames=("together", "memory"))
@@ -130,7 +133,7 @@ def score_arrangements(
         run = lambda arrangement: squared_error(stack, arrangement, 0, x, pred, weight)  # noqa: E731
         return lax.map(run, arrangements, batch_size=together)
 
-    return _over_rows(of_chunk, x, pred, 8 * together * (width + hidden), memory)
+    return _mean_over_rows(of_chunk, x, pred, 8 * together * (width + hidden), memory)
 
 
 class Linearised(NamedTuple):
@@ -186,6 +189,48 @@ def far_changes(at: Linearised) -> FarChanges:
     left = jnp.cumsum(delta[..., ::-1, :], axis=-2)[..., ::-1, :]
     left_of_rest = jnp.pad(left[..., 1:, :], [(0, 0)] * (left.ndim - 2) + [(0, 1), (0, 0)])
     return FarChanges(right, left, right + left_of_rest)
+
+
+class FirstOrder(NamedTuple):
+    """What every move is predicted to add to the MSE; entries with i ≥ j are 0."""
+
+    mse: Float[Array, ""]
+    """Of the arrangement itself: exact."""
+    adjacent: Float[Array, " L-1"]
+    """Exchanges of neighbours, with their exact change of the state behind them."""
+    far: Float[Array, "3 L L"]
+    """`FarChanges`' insertions to the right, to the left, and swaps."""
+
+
+def first_order_sums(
+    stack: Stack, arrangement: Int[Array, "L 2"], x, pred, weight: Float[Array, " N"], far: bool | Array = True
+) -> FirstOrder:
+    """`score_first_order` as sums over weighted rows; the moves over any distance only where `far` is true."""
+    at = linearise(stack, arrangement, x)
+    error = read_out(stack, at.states[-1]) - pred
+
+    def effect(change: Float[Array, "N o ..."]) -> Array:
+        """Sum of the change 2eΔ + Δ² in squared error."""
+        behind = (1,) * (change.ndim - 2)
+        by_row = (2 * error.reshape(*error.shape, *behind) + change) * change
+        return jnp.sum(weight.reshape(-1, 1, *behind) * by_row, axis=(0, 1))
+
+    nowhere = jnp.zeros((3, stack.depth, stack.depth))
+    return FirstOrder(
+        mse=jnp.sum(weight[:, None] * error**2),
+        adjacent=jax.vmap(effect)(adjacent_changes(stack, arrangement, at)),
+        far=lax.cond(far, lambda: jnp.stack([effect(change) for change in far_changes(at)]), lambda: nowhere),
+    )
+
+
+@partial(jax.jit, static_argnames="memory")
+def score_first_order(
+    stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
+) -> FirstOrder:
+    """Predicted effects of all exchanges of neighbours, insertions and swaps: mean(2eΔ + Δ²), e = f − pred."""
+    depth, (_, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
+    bytes_per_row = 4 * (2 * depth * width * (1 + outputs) + 8 * outputs * depth * depth)
+    return _mean_over_rows(partial(first_order_sums, stack, arrangement), x, pred, bytes_per_row, memory)
 
 
 def pair_swap_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearised) -> Float[Array, "L L N o"]:

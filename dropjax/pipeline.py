@@ -223,10 +223,10 @@ class CompileClock:
     def __exit__(self, *_: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._note)
 
-    def _note(self, event: str, duration: float, **_: str | int) -> None:
+    def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
             now = time.perf_counter()
-            self._spans.append((now - duration, now))
+            self._spans.append((now - duration_secs, now))
 
     def seconds(self, after: float = 0.0) -> float:
         """Of the time since `after`; events lie within one another and are counted once."""

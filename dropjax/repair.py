@@ -11,8 +11,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dropjax.device import scored_together
-from dropjax.moves import INSERTION, SWAP, adjacent_changes, far_changes, linearise, moved, squared_error
-from dropjax.stack import Stack, advance, read_out
+from dropjax.moves import INSERTION, SWAP, FirstOrder, T, first_order_sums, in_chunks, moved, squared_error
+from dropjax.stack import Stack, advance
 
 
 class _Sweep(NamedTuple):
@@ -237,52 +237,29 @@ def guided_rounds(
     in use. It begins with the first `chunk` rows.
     """
     rows, outputs = pred.shape
-    chunks = -(-rows // chunk)
-    fill = chunks * chunk - rows
+    xs, preds, weights = (in_chunks(a, chunk) for a in (x, pred, jnp.ones(rows)))
+    chunks = len(xs)
 
-    def in_chunks(a: Array) -> Array:
-        return jnp.pad(a, ((0, fill),) + ((0, 0),) * (a.ndim - 1)).reshape(chunks, chunk, *a.shape[1:])
+    def mean(of_chunk: Callable[..., T], zeros: T, used: Int[Array, ""]) -> T:
+        """Over the predictions in the chunks used, from the sums over each."""
 
-    xs, preds, weights = in_chunks(x), in_chunks(pred), in_chunks(jnp.ones(rows))
+        def add(c: Array, sums: T) -> T:
+            return jax.tree.map(jnp.add, sums, of_chunk(xs[c], preds[c], weights[c]))
 
-    def values(used: Int[Array, ""]) -> Array:
-        """Number of predictions in the chunks used."""
-        return jnp.minimum(used * chunk, rows) * outputs
+        values = jnp.minimum(used * chunk, rows) * outputs
+        return jax.tree.map(lambda a: a / values, lax.fori_loop(0, used, add, zeros))
 
     def evaluate(arrangement: Int[Array, "L 2"], used: Int[Array, ""]) -> Float[Array, ""]:
-        def add(c, total):
-            return total + squared_error(stack, arrangement, 0, xs[c], preds[c], weights[c])
-
-        return lax.fori_loop(0, used, add, jnp.float32(0)) / values(used)
+        return mean(partial(squared_error, stack, arrangement, 0), jnp.float32(0), used)
 
     def measure(arrangement: Int[Array, "L 2"], far: Array, used: Int[Array, ""]) -> Proposals:
         depth = stack.depth
-
-        def add(c, sums):
-            at = linearise(stack, arrangement, xs[c])
-            error = read_out(stack, at.states[-1]) - preds[c]
-
-            def effect(change: Float[Array, "N o ..."]) -> Array:
-                """Sum over rows of the change in squared error."""
-                by_row = (2 * expand(error, change) + change) * change
-                return jnp.sum(expand(weights[c], change) * by_row, axis=(0, 1))
-
-            near = jax.vmap(effect)(adjacent_changes(stack, arrangement, at))
-            every = lax.cond(
-                far,
-                lambda: jnp.stack([effect(change) for change in far_changes(at)]),
-                lambda: jnp.zeros((3, depth, depth)),
-            )
-            squared = jnp.sum(weights[c][:, None] * error**2)
-            return jax.tree.map(jnp.add, sums, (squared, near, every))
-
-        zeros = (jnp.float32(0), jnp.zeros(depth - 1), jnp.zeros((3, depth, depth)))
-        squared, near, every = jax.tree.map(lambda a: a / values(used), lax.fori_loop(0, used, add, zeros))
-        kind = jnp.argmin(every, axis=0)
+        zeros = FirstOrder(jnp.float32(0), jnp.zeros(depth - 1), jnp.zeros((3, depth, depth)))
+        scores = mean(partial(first_order_sums, stack, arrangement, far=far), zeros, used)
         # Neighbours have the more exact score, and all three moves are the same for them.
         left = jnp.arange(depth - 1)
-        effects = jnp.min(every, axis=0).at[left, left + 1].set(near)
-        return Proposals(squared, -jnp.triu(effects, 1), kind)
+        effects = jnp.min(scores.far, axis=0).at[left, left + 1].set(scores.adjacent)
+        return Proposals(scores.mse, -jnp.triu(effects, 1), jnp.argmin(scores.far, axis=0))
 
     def step(at: Guided) -> Guided:
         candidate, proposed = _apply_best(at.arrangement, at.proposals, jnp.asarray(CUTOFFS)[at.cutoff])
@@ -311,11 +288,6 @@ def guided_rounds(
 
     last = start.rounds + most
     return lax.while_loop(lambda at: ~at.finished & (at.rounds < last), step, start)
-
-
-def expand(a: Array, like: Array) -> Array:
-    """`a` with axes of length 1 behind its own, up to those of `like`."""
-    return a.reshape(a.shape + (1,) * (like.ndim - a.ndim))
 
 
 def _apply_best(

@@ -154,3 +154,21 @@ def test_first_order_ranks_the_real_puzzles_neighbours_as_exact_scores_do(real_p
     predicted = np.mean(2 * error * change + change**2, axis=(1, 2))
     exact = moves.score_moves(stack, arrangement, moves.adjacent_swaps(48), x, pred)
     assert spearmanr(predicted, exact)[0] > 0.99
+
+
+@settings(max_examples=6, deadline=None)
+@given(reference.shapes, reference.seeds)
+def test_first_order_scores_are_the_mean_effects_of_the_changes(shape, seed):
+    stack, arrangement, x, pred = drawn(shape, seed)
+    at, error = jax.jit(moves.linearise)(stack, arrangement, x), reference.outputs(stack, arrangement, x) - pred
+    scores = moves.score_first_order(stack, arrangement, x, pred)
+    np.testing.assert_allclose(scores.mse, np.mean(error**2), rtol=1e-3)
+    for k, change in enumerate(np.asarray(jax.jit(moves.adjacent_changes)(stack, arrangement, at), np.float64)):
+        np.testing.assert_allclose(scores.adjacent[k], np.mean(2 * error * change + change**2), rtol=1e-2, atol=1e-4)
+    for k, changes in enumerate(jax.jit(moves.far_changes)(at)):
+        for i, j in zip(*np.triu_indices(shape[0], 1), strict=True):
+            change = np.asarray(changes[..., i, j], np.float64)
+            np.testing.assert_allclose(scores.far[k, i, j], np.mean(2 * error * change + change**2), rtol=1e-2, atol=1e-4)
+    chunked = moves.score_first_order(stack, arrangement, x, pred, memory=1)
+    for whole, parts in zip(scores, chunked, strict=True):
+        np.testing.assert_allclose(whole, parts, rtol=1e-3, atol=1e-5)
