@@ -44,6 +44,7 @@ def insertions(depth: int) -> Int[np.ndarray, "K 3"]:
     return np.stack([np.full_like(i, INSERTION), i, j], axis=1)
 
 
+@jax.jit
 def moved(arrangement: Int[Array, "L 2"], move: Int[Array, "3"]) -> Int[Array, "L 2"]:
     """The arrangement after one move."""
     kind, i, j = move
@@ -56,6 +57,7 @@ def moved(arrangement: Int[Array, "L 2"], move: Int[Array, "3"]) -> Int[Array, "
     return jnp.stack([arrangement[ins_from, 0], arrangement[outs_from, 1]], axis=1)
 
 
+@jax.jit
 def squared_error(stack: Stack, arrangement, start, state, pred, weight) -> Float[Array, ""]:
     """Weighted sum of squared errors of an arrangement run from `state`, the state before position `start`."""
     outputs = read_out(stack, advance(stack, arrangement, start, stack.depth, state))
@@ -131,7 +133,7 @@ def score_arrangements(
 
     def of_chunk(x, pred, weight):
         run = lambda arrangement: squared_error(stack, arrangement, 0, x, pred, weight)  # noqa: E731
-        return lax.map(run, arrangements, batch_size=together)
+        return lax.map(run, arrangements, batch_size=None if together == 1 else together)
 
     return _mean_over_rows(of_chunk, x, pred, 8 * together * (width + hidden), memory)
 

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, NamedTuple
 
+import jax
 import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from dropjax.device import MEMORY, PRECISION, describe, scored_together
 from dropjax.moves import SWAP, pairs_of_positions, score_moves
 from dropjax.pairing import pair
 from dropjax.puzzle import Puzzle
-from dropjax.repair import bubble_repair, guided_repair
+from dropjax.repair import bubble_repair, guided_repair, guided_rounds, start_guided
 from dropjax.solution import Outcome, Pairing, Solution, Stage
 from dropjax.stack import Stack
 
@@ -92,6 +94,36 @@ class Problem(NamedTuple):
         return self._replace(x=jnp.asarray(np.asarray(self.x)[:rows]), pred=jnp.asarray(np.asarray(self.pred)[:rows]))
 
 
+class Ahead(NamedTuple):
+    """Programs that `auto` needs late, compiled in the background while it runs what it needs early."""
+
+    guided_repair: Future
+    ties: Future
+
+
+_compiled: set[tuple] = set()
+"""Shapes whose programs this process has compiled ahead."""
+
+
+def _compile_ahead(problem: Problem, pool: ThreadPoolExecutor) -> Ahead:
+    """Calls each program with next to nothing to do, so that the later call finds it compiled.
+
+    One after another, on one core, compiling would take most of the time of a first solve.
+    """
+    stack, x, pred = problem
+    shapes = (stack.activation, *(array.shape for array in jax.tree.leaves(problem)))
+    if shapes in _compiled:
+        nothing: Future = Future()
+        nothing.set_result(None)
+        return Ahead(nothing, nothing)
+    _compiled.add(shapes)
+    nowhere = np.zeros((stack.depth, 2), np.int32)
+    return Ahead(
+        pool.submit(guided_rounds, stack, start_guided(nowhere), x, pred, np.float32(0), np.int32(0)),
+        pool.submit(verify.first_order_changes, stack, nowhere, x),
+    )
+
+
 @dataclass
 class Run:
     """One solve under way: its clock, its records, and whoever wants to know."""
@@ -102,6 +134,7 @@ class Run:
     progress: Progress
     interrupted: Callable[[], bool]
     started: float
+    ahead: Ahead
     stages: list[Stage] = field(default_factory=list)
     passes: dict[bytes, verify.Pass] = field(default_factory=dict)
 
@@ -166,10 +199,11 @@ def solve(
     """
     options = Options(**{**(vars(options) if options else {}), **changes})
     started = time.perf_counter()
-    with CompileClock() as clock:
+    with CompileClock() as clock, ThreadPoolExecutor(2) as pool:
         problem = Problem(puzzle.stack(options.activation), jnp.asarray(puzzle.x), jnp.asarray(puzzle.pred))
         pred_noise = verify.noise_of_pred(puzzle.pred, options.pred_decimals, options.pred_noise)
-        run = Run(problem, options, pred_noise, progress or Progress(), interrupted, started)
+        ahead = _compile_ahead(problem, pool)
+        run = Run(problem, options, pred_noise, progress or Progress(), interrupted, started, ahead)
         with run.stage("pairing"):
             pairing = pair(problem.stack.w_in, problem.stack.w_out, options.memory)
         initial = None if options.initial_order is None else puzzle.arrangement(options.initial_order)
@@ -361,6 +395,7 @@ def _guided(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L
     exact = verify.EXACT**2 * float(np.mean(np.square(np.asarray(pred), dtype=np.float64)))
     for tolerance in (0.0,) if run.pred_noise is not None else (exact, 0.0):
         with run.stage("guided repair") as record:
+            run.ahead.guided_repair.result()
             repaired = guided_repair(stack, arrangement, x, pred, tolerance, run.stop)
             arrangement = np.asarray(repaired.arrangement)
             record |= {"mse": float(repaired.proposals.mse), "rows": repaired.rows(len(x))}
@@ -388,6 +423,7 @@ def _verify(run: Run, puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"]) -> Ve
     """Judges an arrangement on all rows, and looks for others that do as well or better within float32's noise."""
     stack, x, pred = run.problem
     full = run.options.verify == "full"
+    run.ahead.ties.result()
     while True:
         passed = run.full_pass(arrangement)
         noise = verify.Noise(verify.float32_noise(stack, arrangement, x, passed.outputs), run.pred_noise)

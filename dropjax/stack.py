@@ -59,20 +59,27 @@ def product(a: Float[Array, "... n"], b: Float[Array, "m n"]) -> Float[Array, ".
     return jnp.einsum("...n,mn->...m", a, b, precision=lax.Precision.HIGHEST)
 
 
+def pick(a: Float[Array, "n ..."], k: Int[Array, ""]) -> Float[Array, "..."]:
+    """a[k] for 0 ≤ k < n: plain indexing would trace the handling of negative k each time."""
+    return lax.dynamic_index_in_dim(a, k, keepdims=False, allow_negative_indices=False)
+
+
 def preactivation(stack: Stack, half: Int[Array, ""], x: Float[Array, "N d"]) -> Float[Array, "N h"]:
     """W_in·x + b_in of one input half."""
-    return product(x, stack.w_in[half]) + stack.b_in[half]
+    return product(x, pick(stack.w_in, half)) + pick(stack.b_in, half)
 
 
+@jax.jit  # so that a program which runs blocks in many places traces one
 def residual(stack: Stack, halves: Int[Array, "2"], x: Float[Array, "N d"]) -> Float[Array, "N d"]:
     """r(x) = W_out·act(W_in·x + b_in) + b_out of the block made of `halves` (paper, Eq. 1)."""
-    hidden = ACTIVATIONS[stack.activation](preactivation(stack, halves[0], x))
-    return product(hidden, stack.w_out[halves[1]]) + stack.b_out[halves[1]]
+    half_in, half_out = halves
+    hidden = ACTIVATIONS[stack.activation](preactivation(stack, half_in, x))
+    return product(hidden, pick(stack.w_out, half_out)) + pick(stack.b_out, half_out)
 
 
 def advance(stack: Stack, arrangement: Int[Array, "L 2"], start, stop, x: Float[Array, "N d"]) -> Float[Array, "N d"]:
     """The state before position `stop`, from the state `x` before position `start`."""
-    return lax.fori_loop(start, stop, lambda k, x: x + residual(stack, arrangement[k], x), x)
+    return lax.fori_loop(start, stop, lambda k, x: x + residual(stack, pick(arrangement, k), x), x)
 
 
 def read_out(stack: Stack, x: Float[Array, "N d"]) -> Float[Array, "N o"]:
@@ -102,11 +109,11 @@ def adjoints(stack: Stack, arrangement: Int[Array, "L 2"], states: Float[Array, 
     act = ACTIVATIONS[stack.activation]
 
     def step(g: Float[Array, "N o d"], at):
-        halves, x = at
-        z = preactivation(stack, halves[0], x)
+        (half_in, half_out), x = at
+        z = preactivation(stack, half_in, x)
         _, slope = jax.jvp(act, (z,), (jnp.ones_like(z),))
-        by_hidden = product(g, stack.w_out[halves[1]].T) * slope[:, None, :]
-        return g + product(by_hidden, stack.w_in[halves[0]].T), g
+        by_hidden = product(g, pick(stack.w_out, half_out).T) * slope[:, None, :]
+        return g + product(by_hidden, pick(stack.w_in, half_in).T), g
 
     g_last = jnp.broadcast_to(stack.w_last, (states.shape[1], *stack.w_last.shape))
     first, gs = lax.scan(step, g_last, (arrangement, states[:-1]), reverse=True)

@@ -134,6 +134,13 @@ def _first_order_changes(stack: Stack, arrangement, x) -> Float[Array, " K"]:
     return jnp.sqrt(jnp.mean(changes**2, axis=(1, 2)))
 
 
+def first_order_changes(
+    stack: Stack, arrangement: Int[np.ndarray, "L 2"], x: Float[Array, "N d"]
+) -> Float[np.ndarray, " K"]:
+    """RMS change of the outputs, on few rows and to first order, by the moves that `near_moves` considers."""
+    return np.asarray(_first_order_changes(stack, arrangement, np.asarray(x)[:SCREENED_ROWS]))
+
+
 class Near(NamedTuple):
     """Moves from an answer that come near float32's noise."""
 
@@ -164,8 +171,7 @@ def near_moves(
     depth = stack.depth
     moves = np.concatenate([adjacent_swaps(depth), pairs_of_positions(depth, PAIR_SWAP)])
     if screen:
-        few = np.asarray(x)[:SCREENED_ROWS]
-        moves = moves[np.asarray(_first_order_changes(stack, arrangement, few)) <= 100 * noise]
+        moves = moves[first_order_changes(stack, arrangement, x) <= 100 * noise]
     if len(moves) == 0:
         return Near.none()
     nothing = np.full((-len(moves) % 64, 3), (SWAP, depth - 1, depth - 1), np.int32)

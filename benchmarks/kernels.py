@@ -1,0 +1,187 @@
+"""Each kernel's time, useful FLOP/s and share of the machine's matrix-product rate: kernels.py [PUZZLE] [--json FILE].
+
+Useful operations are those that the arithmetic needs: 4·d·h a block evaluation and row, twice that for the block's adjoint
+with the activation's slope recomputed counted as half a block. The last rows time the whole route as `solve` takes it.
+"""
+
+import json
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from measuring import machine, matmul_flop_per_s, median_seconds, versions
+from scipy.stats import spearmanr
+
+import dropjax
+from dropjax import console, device, files, moves, pairing, seeding, verify
+from dropjax.pipeline import Problem
+from dropjax.puzzle import Puzzle
+
+ROWS = 2000
+"""Of the searches' kernels; forward passes over the whole table take all."""
+
+
+class Kernel(NamedTuple):
+    """One line of the report."""
+
+    name: str
+    rows: int
+    seconds: float
+    flop: float
+    """Useful floating-point operations; 0 where counting them says nothing."""
+
+
+def kernels(puzzle: Puzzle, repeats: int) -> Iterator[Kernel]:
+    """Every kernel on this puzzle, from the delta-norm seed order."""
+    stack = puzzle.stack()
+    depth, hidden, width = puzzle.w_in.shape
+    problem = Problem(stack, jnp.asarray(puzzle.x), jnp.asarray(puzzle.pred))
+    few = problem.first(ROWS)
+    rows, all_rows = len(few.x), len(problem.x)
+    block = 4.0 * width * hidden
+    partner = dropjax.pair(stack.w_in, stack.w_out).partner
+    pairs = np.stack([np.arange(depth), partner], axis=1).astype(np.int32)
+    order = jnp.asarray(seeding.seed_order("delta_norm", "ascending", stack, pairs, few.x))
+    together = device.scored_together(depth)
+
+    def time(call) -> float:
+        return median_seconds(call, repeats)
+
+    yield Kernel(
+        "pairing: traces and norms",
+        0,
+        time(lambda: pairing.traces_and_norms(stack.w_in, stack.w_out)),
+        depth**2 * 2.0 * (width * hidden + hidden**2) + 4.0 * depth * hidden**2 * width,
+    )
+    yield Kernel(
+        "forward pass, verified",
+        all_rows,
+        time(lambda: verify.outputs_and_errors(stack, order, problem.x, problem.pred)),
+        depth * block * all_rows,
+    )
+    linearise = jax.jit(moves.linearise)
+    both_ways = depth * 2.5 * block * rows
+    yield Kernel("trajectory and adjoints", rows, time(lambda: linearise(stack, order, few.x)), both_ways)
+    flips = 4.0 * depth**2 * width * rows
+    yield Kernel(
+        "first order: swaps, insertions, neighbours",
+        rows,
+        time(lambda: moves.score_first_order(stack, order, few.x, few.pred)),
+        both_ways + (depth - 1) * 2 * block * rows + flips,
+    )
+
+    @jax.jit
+    def pair_swaps(x):
+        return jnp.mean(moves.pair_swap_changes(stack, order, moves.linearise(stack, order, x)) ** 2, axis=(2, 3))
+
+    fewer = few.x[:256]
+    per_pair = 2.0 * width * hidden + 2.0 * hidden
+    yield Kernel(
+        "first order: pair swaps",
+        len(fewer),
+        time(lambda: pair_swaps(fewer)),
+        (depth**2 * per_pair + depth * 2.5 * block) * len(fewer),
+    )
+    adjacent = moves.adjacent_swaps(depth)
+    yield Kernel(
+        "exact: swaps of neighbours",
+        rows,
+        time(lambda: moves.score_moves(stack, order, adjacent, few.x, few.pred, together=together)),
+        (depth * (depth + 1) / 2 - 1) * block * rows,
+    )
+    swaps = moves.pairs_of_positions(depth, moves.SWAP)
+    yield Kernel(
+        "exact: all swaps, shared prefixes",
+        rows,
+        median_seconds(lambda: moves.score_moves(stack, order, swaps, few.x, few.pred, together=together), 1),
+        depth * (depth**2 - 1) / 3 * block * rows,
+    )
+    whole = np.asarray(jax.vmap(moves.moved, (None, 0))(order, jnp.asarray(swaps)))
+    yield Kernel(
+        "exact: all swaps, naive",
+        rows,
+        median_seconds(lambda: moves.score_arrangements(stack, whole, few.x, few.pred, together=together), 1),
+        len(swaps) * depth * block * rows,
+    )
+    verified = time(lambda: dropjax.solve(puzzle).stages)
+    yield Kernel("solve: pair, seed, order, verify, ties", all_rows, verified, 0)
+
+
+def correlations(puzzle: Puzzle) -> dict[str, float]:
+    """How well first-order scores rank the moves as exact scores do, from the delta-norm seed order."""
+    stack = puzzle.stack()
+    partner = dropjax.pair(stack.w_in, stack.w_out).partner
+    pairs = np.stack([np.arange(puzzle.depth), partner], axis=1).astype(np.int32)
+    x, pred = puzzle.x[:ROWS], puzzle.pred[:ROWS]
+    order = seeding.seed_order("delta_norm", "ascending", stack, pairs, x)
+    scores = moves.score_first_order(stack, order, x, pred)
+    swaps, adjacent = moves.pairs_of_positions(puzzle.depth, moves.SWAP), moves.adjacent_swaps(puzzle.depth)
+    exact = np.asarray(moves.score_moves(stack, order, swaps, x, pred)) - float(scores.mse)
+    near = np.asarray(moves.score_moves(stack, order, adjacent, x, pred)) - float(scores.mse)
+    predicted = np.asarray(scores.far[2])[swaps[:, 1], swaps[:, 2]]
+    return {
+        "swaps": float(spearmanr(predicted, exact)[0]),
+        "swaps_sign": float(np.mean(np.sign(predicted) == np.sign(exact))),
+        "adjacent": float(spearmanr(np.asarray(scores.adjacent), near)[0]),
+    }
+
+
+def main() -> int:
+    """Exit status 0, or 2 for bad input."""
+    parser = console.Parser(description=__doc__)
+    parser.add_argument("puzzle", nargs="?", type=Path, help="default: the example")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--platform", choices=("cpu", "gpu", "cuda", "rocm", "tpu"))
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    if args.json is not None:
+        files.ensure_writable(args.json)
+    device.configure(args.platform)
+    with resources.as_file(resources.files("dropjax") / "example.safetensors") as example:
+        puzzle = files.load(args.puzzle or example)
+    depth, hidden, width = puzzle.w_in.shape
+    limit = matmul_flop_per_s(args.repeats)
+    print(f"{machine()['processor']}, {device.describe()}, {device.PRECISION}")
+    print(f"L = {depth}, d = {width}, h = {hidden}; square products {limit / 1e9:.0f} GFLOP/s\n")
+    print(f"{'kernel':<44}{'rows':>8}{'ms':>10}{'GFLOP/s':>10}{'of limit':>10}")
+    rows: list[dict[str, Any]] = []
+    for kernel in kernels(puzzle, args.repeats):
+        rate = kernel.flop / kernel.seconds
+        shares = f"{rate / 1e9:>10.1f}{rate / limit:>10.0%}" if kernel.flop else f"{'—':>10}{'—':>10}"
+        print(f"{kernel.name:<44}{kernel.rows:>8,}{kernel.seconds * 1e3:>10.1f}{shares}", flush=True)
+        rows.append(
+            {
+                "kernel": kernel.name,
+                "L": depth,
+                "d": width,
+                "h": hidden,
+                "N": kernel.rows,
+                "seconds": kernel.seconds,
+                "flop": kernel.flop,
+                "flop_per_s": rate,
+                "fraction_of_matmul": rate / limit,
+                "device": device.describe(),
+                "precision": device.PRECISION,
+            }
+        )
+    found = correlations(puzzle)
+    print(f"\nfirst order against exact: rank correlation {found['adjacent']:.3f} for neighbours,", end=" ")
+    print(f"{found['swaps']:.3f} for all swaps, sign right for {found['swaps_sign']:.0%}")
+    if args.json is not None:
+        report = {
+            "machine": machine(),
+            "versions": versions(),
+            "matmul_flop_per_s": limit,
+            "rank_correlation": found,
+            "rows": rows,
+        }
+        files.atomic_write(args.json, lambda path: path.write_text(json.dumps(report, indent=1)))
+    return 0
+
+
+if __name__ == "__main__":
+    console.run_command(main)

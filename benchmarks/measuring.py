@@ -1,0 +1,56 @@
+"""What the benchmarks share: medians of compiled calls, the machine's own limit, the JSON's frame."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dropjax import device
+
+SQUARES = (1024, 2048, 4096)
+"""Sizes of the square float32 products whose best rate is the machine's limit."""
+
+
+def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
+    """Median wall time of a compiled call; the first call, which compiles, is not counted."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def matmul_flop_per_s(repeats: int = 5) -> float:
+    """The best rate of square float32 products at highest precision."""
+    multiply = jax.jit(lambda a, b: jnp.matmul(a, b, precision=lax.Precision.HIGHEST))
+    rates = []
+    for n in SQUARES:
+        a, b = (jax.random.normal(jax.random.key(k), (n, n)) for k in range(2))
+        rates.append(2 * n**3 / median_seconds(lambda a=a, b=b: multiply(a, b), repeats))
+    return max(rates)
+
+
+def machine() -> dict[str, Any]:
+    """The processor as the system names it, and its cores."""
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {"processor": names[0] if names else platform.machine(), "cores": os.cpu_count(), "device": device.describe()}
+
+
+def _cpuinfo() -> Sequence[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def versions() -> dict[str, str]:
+    """Of what the times depend on."""
+    return {name: version(name) for name in ("dropjax", "jax", "jaxlib", "numpy", "scipy")}
