@@ -1,7 +1,9 @@
 """The strategies: which stages run, in what order, and what becomes of what they find."""
 
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -197,7 +199,7 @@ def solve(
     dispatches; where it turns true, the best so far is verified and returned. Raises ValueError for options that make no
     sense together, `InputError` for an initial order that is not of these pieces.
     """
-    options = Options(**{**(vars(options) if options else {}), **changes})
+    options = _changed(options, changes)
     started = time.perf_counter()
     with CompileClock() as clock, ThreadPoolExecutor(2) as pool:
         problem = Problem(puzzle.stack(options.activation), jnp.asarray(puzzle.x), jnp.asarray(puzzle.pred))
@@ -242,6 +244,34 @@ def solve(
         input_sha256=puzzle.hashes,
         replay=verdict.replay,
     )
+
+
+def solve_many(puzzles: Iterable[Puzzle], options: Options | None = None, **changes) -> Iterator[Solution]:
+    """`solve` for each puzzle, in the order given; programs are compiled once per shape.
+
+    A CPU runs as many puzzles at once as it has cores: one small puzzle's products do not keep it busy.
+    """
+    options = _changed(options, changes)
+    workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    with ThreadPoolExecutor(workers) as pool:
+        under_way: deque[Future[Solution]] = deque()
+        seen: set[tuple] = set()
+        for puzzle in puzzles:
+            shape = (puzzle.w_in.shape, puzzle.w_last.shape, puzzle.x.shape)
+            future = pool.submit(solve, puzzle, options)
+            if shape not in seen:
+                # The first of its shape compiles; those behind it would do so again if they did not wait.
+                seen.add(shape)
+                future.result()
+            under_way.append(future)
+            while len(under_way) > 2 * workers or (under_way and under_way[0].done()):
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def _changed(options: Options | None, changes: dict) -> Options:
+    return Options(**{**(vars(options) if options else {}), **changes})
 
 
 class CompileClock:

@@ -55,7 +55,13 @@ def parser() -> console.Parser:
     """The command line's arguments; each search option carries the name of its field in `pipeline.Options`."""
     defaults = pipeline.Options()
     p = console.Parser(prog="python -m dropjax.solve", description=__doc__.split(": ", 1)[1].capitalize() if __doc__ else "")
-    p.add_argument("puzzle", nargs="?", type=Path, help="a puzzle folder or a converted .safetensors (default: the example)")
+    p.add_argument(
+        "puzzles",
+        nargs="*",
+        type=Path,
+        metavar="PUZZLE",
+        help="puzzle folders or converted .safetensors (default: the example)",
+    )
     search = p.add_argument_group("search")
     search.add_argument("--method", choices=("auto", "paper"), default=defaults.method)
     search.add_argument("--pairing", choices=("ddr",), default=defaults.pairing, help="signal that pairs the halves")
@@ -113,26 +119,14 @@ def verdict(solution: Solution, expected_sha256: str | None) -> list[str]:
     return lines
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Solves one puzzle; the exit status is 0 where it is solved, 1 where it is not, 2 for bad input."""
-    start = time.perf_counter()
-    args = parser().parse_args(argv)
-    if args.time_limit is not None and args.initial_order is None and args.method == "paper" and args.seed_order is None:
-        args.seed_order = "delta_norm"
-    for path, folder in ((args.out, True), (args.json, False)):
-        if path is not None:
-            files.ensure_writable(path, folder=folder)
-    device.configure(args.platform, cache=not args.no_cache)
-    given = {f.name: getattr(args, f.name) for f in fields(pipeline.Options)}
-    if args.initial_order is not None:
-        given["initial_order"] = files.read_permutation(args.initial_order)
-    roles = None if args.roles is None else files.read_roles(args.roles)
+def solve_one(args: argparse.Namespace, given: dict, start: float) -> int:
+    """Solves one puzzle, telling all about it."""
     with console.interruptions() as interrupted:
-        if args.puzzle is None:
-            with resources.as_file(resources.files("dropjax") / "example.safetensors") as path:
-                puzzle, name = files.load(path), "the example"
+        if args.puzzles:
+            puzzle, name = files.load(args.puzzles[0], given.pop("roles")), str(args.puzzles[0])
         else:
-            puzzle, name = files.load(args.puzzle, roles), str(args.puzzle)
+            with resources.as_file(resources.files("dropjax") / "example.safetensors") as path:
+                puzzle, name = files.load(path, given.pop("roles")), "the example"
         loaded = time.perf_counter()
         if not args.quiet:
             print(describe_puzzle(puzzle, name), flush=True)
@@ -146,6 +140,44 @@ def main(argv: list[str] | None = None) -> int:
     print(solution.permutation_text if args.quiet else "\n".join(verdict(solution, args.expect_sha256)))
     matches = args.expect_sha256 in (None, solution.sha256)
     return console.SOLVED if solution.solved and matches else console.NOT_SOLVED
+
+
+def solve_several(args: argparse.Namespace, given: dict, start: float) -> int:
+    """Solves puzzles in one process, a line each."""
+    roles, solved = given.pop("roles"), 0
+    solutions = pipeline.solve_many((files.load(path, roles) for path in args.puzzles), **given)
+    for path, solution in zip(args.puzzles, solutions, strict=True):
+        solved += solution.solved
+        if args.out is not None:
+            files.write_result(args.out / path.stem, solution)
+        result = solution.permutation_text if args.quiet else f"{solution.outcome.value}, MSE {solution.mse:.3g}"
+        print(f"{path}: {result}", flush=True)
+    seconds = time.perf_counter() - start
+    if not args.quiet:
+        print(f"{solved} of {len(args.puzzles)} solved in {seconds:.2f} s, {len(args.puzzles) / seconds:.2f} a second")
+    return console.SOLVED if solved == len(args.puzzles) else console.NOT_SOLVED
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 0 where all is solved, 1 where it is not, 2 for bad input."""
+    start = time.perf_counter()
+    p = parser()
+    args = p.parse_args(argv)
+    if len(args.puzzles) > 1:
+        for option in ("expect_sha256", "initial_order", "json"):
+            if getattr(args, option) is not None:
+                p.error(f"--{option.replace('_', '-')} goes with one PUZZLE, got {len(args.puzzles)}")
+        if len({path.stem for path in args.puzzles}) < len(args.puzzles) and args.out is not None:
+            p.error("--out: expected PUZZLEs of different names, got the same name twice")
+    for path, folder in ((args.out, True), (args.json, False)):
+        if path is not None:
+            files.ensure_writable(path, folder=folder)
+    device.configure(args.platform, cache=not args.no_cache)
+    given = {f.name: getattr(args, f.name) for f in fields(pipeline.Options)}
+    if args.initial_order is not None:
+        given["initial_order"] = files.read_permutation(args.initial_order)
+    given["roles"] = None if args.roles is None else files.read_roles(args.roles)
+    return (solve_several if len(args.puzzles) > 1 else solve_one)(args, given, start)
 
 
 if __name__ == "__main__":

@@ -159,6 +159,12 @@ def test_a_second_puzzle_of_the_same_shape_compiles_nothing():
     assert solution.seconds["compile"] == 0
 
 
+def test_many_puzzles_come_back_in_order_and_as_if_alone():
+    planned = [planted(seed, L=depth) for seed, depth in ((20, 5), (21, 6), (22, 5), (23, 6), (24, 5))]
+    solutions = list(dropjax.solve_many(puzzle for puzzle, _ in planned))
+    assert [solution.permutation for solution in solutions] == [permutation for _, permutation in planned]
+
+
 def test_unknown_options_are_refused():
     puzzle, _ = planted(1)
     with pytest.raises(TypeError, match="colour"):

@@ -158,3 +158,19 @@ def test_interruption_leaves_the_best_so_far(tmp_path):
     assert (process.returncode, err) == (1, "")
     assert "NOT SOLVED (interrupted)" in out
     assert json.loads((tmp_path / "result" / "solution.json").read_text())["stop_reason"] == "interrupted"
+
+
+def test_several_puzzles_are_a_line_each(solve, tmp_path):
+    paths, answers = [], []
+    for seed in (1, 2, 3):
+        puzzle, permutation = builders.random_puzzle(np.random.default_rng(seed), L=5, d=8, h=12, rows=80)
+        paths.append(tmp_path / f"{seed}.safetensors")
+        answers.append(",".join(map(str, permutation)))
+        files.write_converted(puzzle, paths[-1])
+    code, out, err = solve(*paths, "--out", tmp_path / "results")
+    assert (code, err) == (0, "")
+    assert "3 of 3 solved" in out
+    assert [(tmp_path / "results" / str(seed) / "permutation.txt").read_text() for seed in (1, 2, 3)] == answers
+    code, _, err = solve(*paths, "--json", tmp_path / "s.json")
+    assert code == 2
+    assert "--json goes with one PUZZLE, got 3" in err
