@@ -168,7 +168,7 @@ class Solution:
             "versions": _versions(),
         }
         extra = {"replay": self.replay, "reason": self.reason}
-        return _plain(record | {name: value for name, value in extra.items() if value is not None})
+        return plain(record | {name: value for name, value in extra.items() if value is not None})
 
 
 def _versions() -> dict[str, str]:
@@ -176,12 +176,12 @@ def _versions() -> dict[str, str]:
     return {**{name: version(name) for name in packages}, "python": platform.python_version()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As JSON has it: NumPy's and JAX's numbers and arrays plain, null for NaN and infinity."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
