@@ -30,7 +30,7 @@ SIGNAL_ERROR = 0.001
 """Probability with which unrelated halves are said to have a signal, over all signals together."""
 SHUFFLES = 8
 """Shuffled copies that a portfolio is compared with."""
-EXACT_WIDTH = 512
+EXACT_WIDTH = 256
 """Widest d whose products W_out·W_in are looked at as they are; wider ones are sketched."""
 SKETCH = 128
 """Random directions on each side of a sketched product."""
@@ -524,10 +524,8 @@ def _learned(base: _Candidate, seen: Evidence, null: Sequence[Evidence]) -> _Can
 
     def scores(evidence: Evidence) -> Float[np.ndarray, "L L"]:
         pairing = match(name, np.asarray(SIGNALS[name](evidence)))
-        for _ in range(2):  # learned from the better half of the matching, and once more from its own
-            sure = certainty(pairing)[0]
-            weight = (sure >= np.median(sure)).astype(np.float32)
-            pairing = match(TEMPLATE, np.asarray(template_scores(*evidence.halves, jnp.asarray(pairing.partner), weight)))
-        return pairing.score
+        sure = certainty(pairing)[0]
+        weight = (sure >= np.median(sure)).astype(np.float32)  # the surer half
+        return np.asarray(template_scores(*evidence.halves, jnp.asarray(pairing.partner), jnp.asarray(weight)))
 
     return _candidate(TEMPLATE, scores(seen), [scores(other) for other in null])
