@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measuring import machine, matmul_flop_per_s, median_seconds, versions
-from scipy.stats import spearmanr
+from measuring import machine, matmul_flop_per_s, median_seconds, rank_correlation, versions
 
 import dropjax
 from dropjax import console, device, files, moves, pairing, seeding, verify
@@ -116,7 +115,7 @@ def correlations(puzzle: Puzzle) -> dict[str, float]:
     stack = puzzle.stack()
     partner = dropjax.pair(stack.w_in, stack.w_out).partner
     pairs = np.stack([np.arange(puzzle.depth), partner], axis=1).astype(np.int32)
-    x, pred = puzzle.x[:ROWS], puzzle.pred[:ROWS]
+    x, pred = jnp.asarray(puzzle.x[:ROWS]), jnp.asarray(puzzle.pred[:ROWS])
     order = seeding.seed_order("delta_norm", "ascending", stack, pairs, x)
     scores = moves.score_first_order(stack, order, x, pred)
     swaps, adjacent = moves.pairs_of_positions(puzzle.depth, moves.SWAP), moves.adjacent_swaps(puzzle.depth)
@@ -124,9 +123,9 @@ def correlations(puzzle: Puzzle) -> dict[str, float]:
     near = np.asarray(moves.score_moves(stack, order, adjacent, x, pred)) - float(scores.mse)
     predicted = np.asarray(scores.far[2])[swaps[:, 1], swaps[:, 2]]
     return {
-        "swaps": float(spearmanr(predicted, exact)[0]),
+        "swaps": rank_correlation(predicted, exact),
         "swaps_sign": float(np.mean(np.sign(predicted) == np.sign(exact))),
-        "adjacent": float(spearmanr(np.asarray(scores.adjacent), near)[0]),
+        "adjacent": rank_correlation(np.asarray(scores.adjacent), near),
     }
 
 

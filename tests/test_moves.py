@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import reference
 from hypothesis import given, settings
-from scipy.stats import spearmanr
 
 from dropjax import moves, seeding
 from dropjax.pairing import pair
@@ -153,7 +152,8 @@ def test_first_order_ranks_the_real_puzzles_neighbours_as_exact_scores_do(real_p
     change = np.asarray(jax.jit(moves.adjacent_changes)(stack, arrangement, at), np.float64)
     predicted = np.mean(2 * error * change + change**2, axis=(1, 2))
     exact = moves.score_moves(stack, arrangement, moves.adjacent_swaps(48), x, pred)
-    assert spearmanr(predicted, exact)[0] > 0.99
+    ranks = np.argsort(np.argsort([predicted, exact], axis=1), axis=1)
+    assert np.corrcoef(ranks)[0, 1] > 0.99
 
 
 @settings(max_examples=6, deadline=None)

@@ -15,7 +15,7 @@ def drawn(shape, seed):
     return stack, pairs, x, rng.normal(size=(13, shape[3])).astype(np.float32)
 
 
-def statistics(stack, halves, x) -> dict[str, float]:
+def statistics(stack, halves, x):
     r, w_out = reference.residual(stack, halves, x), np.asarray(stack.w_out[halves[1]], np.float64)
     return {
         "delta_norm": np.linalg.norm(r, axis=1).mean(),

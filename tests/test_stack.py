@@ -29,11 +29,12 @@ def test_trajectory_holds_every_state(shape, seed):
 def test_adjoints_are_the_derivatives_that_autodiff_finds(shape, activation):
     rng = np.random.default_rng(3)
     depth = shape[0]
-    stack, arrangement = reference.random_stack(rng, *shape, activation), reference.random_arrangement(rng, depth)
+    stack = reference.random_stack(rng, *shape, activation=activation)
+    arrangement = reference.random_arrangement(rng, depth)
     x = rng.normal(size=(6, shape[1])).astype(np.float32)
     states = jax.jit(stacks.trajectory)(stack, arrangement, x)
     adjoints = jax.jit(stacks.adjoints)(stack, arrangement, states)
-    stack, arrangement = jax.device_put((stack, arrangement))
+    stack, arrangement = jax.device_put(stack), jax.device_put(arrangement)
     for k in range(depth + 1):
         onward = lambda row: stacks.read_out(stack, stacks.advance(stack, arrangement, k, depth, row[None]))[0]  # noqa: B023, E731
         np.testing.assert_allclose(adjoints[k], jax.vmap(jax.jacfwd(onward))(states[k]), rtol=1e-3, atol=1e-4)

@@ -1,0 +1,119 @@
+"""The same solve on every kind of device that JAX sees, cold and warm: devices.py [PUZZLE] [--json FILE] [--plot FILE].
+
+Each run is a process of its own. "cold" starts with an empty cache of compiled programs, "warm" with the one that it left.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+from measuring import machine, versions
+
+from dropjax import console, files
+
+PARTS = ("load", "compile", "solve", "verify", "total")
+
+
+def platforms() -> list[str]:
+    """Of the devices that JAX sees here."""
+    found = []
+    for name in ("cpu", "gpu", "tpu"):
+        try:
+            jax.devices(name)
+        except RuntimeError:
+            continue
+        found.append(name)
+    return found
+
+
+def run(puzzle: Path, platform: str, cache: Path) -> dict[str, Any]:
+    """One process; its record."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "solution.json"
+        command = [sys.executable, "-m", "dropjax.solve", str(puzzle), "--platform", platform, "--quiet"]
+        environment = {**os.environ, "DROPJAX_CACHE_DIR": str(cache)}
+        subprocess.run([*command, "--json", str(record)], env=environment, stdout=subprocess.DEVNULL, check=False)
+        return json.loads(record.read_text())
+
+
+def measure(puzzle: Path, platform: str, repeats: int) -> list[dict[str, Any]]:
+    """A cold and a warm row; medians over `repeats` runs each."""
+    cold, warm = [], []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as cache:
+            cold.append(run(puzzle, platform, Path(cache)))
+            warm.append(run(puzzle, platform, Path(cache)))
+    return [
+        {
+            "device": records[0]["device"],
+            "devices": len(jax.devices(platform)),
+            "precision": records[0]["precision"],
+            "cache": name,
+            **{part: statistics.median(record["seconds"][part] for record in records) for part in PARTS},
+            "outcome": records[0]["outcome"],
+        }
+        for name, records in (("cold", cold), ("warm", warm))
+    ]
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Where each row's time goes, as stacked bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = [f"{row['device']}\n{row['cache']} cache" for row in rows]
+    figure, axes = plt.subplots(figsize=(7, 1 + 0.7 * len(rows)), layout="constrained")
+    left = [0.0] * len(rows)
+    for part in PARTS[:-1]:
+        widths = [row[part] for row in rows]
+        axes.barh(names, widths, left=left, label=part)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set_xlabel("seconds in the process, imports not counted")
+    axes.invert_yaxis()
+    axes.legend(ncols=len(PARTS) - 1, loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    files.atomic_write(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=150))
+    plt.close(figure)
+
+
+def main() -> int:
+    """Exit status 0, or 2 for bad input."""
+    parser = console.Parser(description=__doc__)
+    parser.add_argument("puzzle", nargs="?", type=Path, help="default: the example")
+    parser.add_argument("--platform", choices=("cpu", "gpu", "tpu"), help="this one alone")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    for path in (args.json, args.plot):
+        if path is not None:
+            files.ensure_writable(path)
+    seen = [args.platform] if args.platform else platforms()
+    if seen == ["cpu"]:
+        print("JAX sees no accelerator here: the CPU alone")
+    rows: list[dict[str, Any]] = []
+    print(f"{'device':<24}{'cache':>6}" + "".join(f"{part:>10}" for part in PARTS) + "  outcome")
+    with resources.as_file(resources.files("dropjax") / "example.safetensors") as example:
+        for platform in seen:
+            for row in measure(args.puzzle or example, platform, args.repeats):
+                times = "".join(f"{row[part]:>8.2f} s" for part in PARTS)
+                print(f"{row['device']:<24}{row['cache']:>6}{times}  {row['outcome']}", flush=True)
+                rows.append(row)
+    if args.json is not None:
+        report = {"machine": machine(), "versions": versions(), "rows": rows}
+        files.atomic_write(args.json, lambda path: path.write_text(json.dumps(report, indent=1)))
+    if args.plot is not None:
+        plot(rows, args.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    console.run_command(main)
