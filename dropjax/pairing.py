@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import rankdata, t
+from scipy.special import stdtrit
 
 from dropjax.device import MEMORY
 from dropjax.solution import Pairing
@@ -146,7 +146,7 @@ def certainty(pairing: Pairing, least_spread: float = 0.0) -> tuple[Float[np.nda
     regret, count = regrets(pairing.score, pairing.partner), len(pairing.partner)
     unit = 2 * max(spread, least_spread)
     sure = np.where(regret > 0, np.inf, 0.0) if unit == 0 else regret / unit
-    return sure, float(t.isf(PAIR_ERROR / max(1, count * (count - 1) / 2), freedom))
+    return sure, float(-stdtrit(freedom, PAIR_ERROR / max(1, count * (count - 1) / 2)))
 
 
 def doubtful(pairing: Pairing) -> Int[np.ndarray, " D"]:
@@ -306,13 +306,14 @@ def observe(halves: Halves, shuffles: int = SHUFFLES, seed: int = 0, memory: int
     sums: list[list[Sums]] = [[] for _ in range(shuffles + 1)]
     for start in range(0, hidden, step):
         stop = min(start + step, hidden)
-        a, b = map(jnp.asarray, halves.units(start, stop))
+        a, b = halves.units(start, stop)
+        a = jnp.asarray(a)
         for k in range(shuffles + 1):
             order = rng.permutation(stop - start) if k else np.arange(stop - start)
-            sums[k].append(jax.tree.map(np.asarray, sums_over(a, b[:, order] if k else b)))
+            sums[k].append(jax.tree.map(np.asarray, sums_over(a, jnp.asarray(np.take(b, order, axis=1)))))
             orders[k].append(start + order)
         for side, half in enumerate((a, b)):
-            kept[side].append(np.asarray(half if directions is None else _sketch(half, directions[side])))
+            kept[side].append(np.asarray(half if directions is None else _sketch(jnp.asarray(half), directions[side])))
     ours, theirs = (jnp.asarray(np.concatenate(parts, axis=1)) for parts in kept)
     del kept
     grams = None
@@ -381,6 +382,8 @@ def norms(seen: Evidence) -> Float[np.ndarray, "L L"]:
 
 def norm_ranks(seen: Evidence) -> Float[np.ndarray, "L L"]:
     """The same of the norms' ranks (Spearman). Blind and not blind to the same."""
+    from scipy.stats import rankdata  # takes half a second, which the paper's ratio need not wait for
+
     return _correlation(rankdata(seen.in_norms, axis=1), rankdata(seen.out_norms, axis=1))
 
 
@@ -503,7 +506,7 @@ def portfolio(
         candidates[TEMPLATE] = _learned(max(candidates.values(), key=lambda c: c.separation), seen, null)
         candidates = {name: candidate for name, candidate in candidates.items() if name in names}
     best = max(candidates.values(), key=lambda candidate: candidate.separation)
-    needed = float(t.isf(SIGNAL_ERROR / len(candidates), shuffles - 1))
+    needed = float(-stdtrit(shuffles - 1, SIGNAL_ERROR / len(candidates)))
     voters = {name: c.pairing.partner for name, c in candidates.items() if c.strength > needed}
     return Judged(
         **vars(best.pairing),
