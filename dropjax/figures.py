@@ -420,8 +420,8 @@ def preference_cycles(
             sizes.hist(absolute, bins.tolist(), color=GREY, label=f"|g| of all {len(absolute):,} pairs")
             sizes.hist(margins, bins.tolist(), color=RED, label="smallest |g| of each cycle")
             sizes.set_xscale("log")
-        sizes.legend(fontsize=8, loc="upper left")
-        sizes.set_ylim(0, 1.25 * sizes.get_ylim()[1])
+            sizes.legend(fontsize=8, loc="upper left")
+            sizes.set_ylim(0, 1.25 * sizes.get_ylim()[1])
     sizes.set(title="How sure the preferences are", xlabel="|g|, change of the MSE by the swap", ylabel="pairs")
     return figure
 

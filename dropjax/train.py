@@ -14,11 +14,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
-from dropjax import console, device, files, planted, training
+from dropjax import analysis, console, device, files, planted, training
 from dropjax.puzzle import InputError, Puzzle
 from dropjax.stack import ACTIVATIONS
+
+SIGNAL_ROWS = 2000
+"""Rows that delta-norm is measured on while a training is followed."""
 
 
 def seeds(text: str) -> list[int]:
@@ -37,6 +42,7 @@ def parser() -> console.Parser:
     p.add_argument("--answer", type=Path, metavar="FILE", help="default: OUT-ANSWER.txt, OUT without its .safetensors")
     p.add_argument("--example", action="store_true", help="as the shipped example was made; other options still count")
     p.add_argument("--planted", action="store_true", help="a stack drawn instead of trained, as hard as the real puzzle")
+    p.add_argument("--curves", type=Path, metavar="FILE", help="JSON: what would pair and order the stack, by epoch")
     p.add_argument("--quiet", action="store_true", help="print nothing")
     stack = p.add_argument_group("stack")
     stack.add_argument("--depth", type=int, default=recipe.depth, metavar="L", help="blocks (%(default)s)")
@@ -52,6 +58,7 @@ def parser() -> console.Parser:
     how.add_argument("--seed", type=seeds, default=[0], help="or several, as 0,1,2, at once, each to OUT-SEED (0)")
     table = p.add_argument_group("table")
     table.add_argument("--table", type=Path, metavar="PUZZLE", help="use x and true of this folder or file; else generate:")
+    table.add_argument("--target", choices=("true", "pred"), default="true", help="column of --table to learn (%(default)s)")
     table.add_argument("--rows", type=int, default=10_000, help="(%(default)s)")
     table.add_argument("--width", type=int, default=48, metavar="D", help="features (%(default)s)")
     table.add_argument("--outputs", type=int, default=1, metavar="O", help="(%(default)s)")
@@ -106,6 +113,19 @@ def watched(epochs: Iterable[training.Epoch], total: int, quiet: bool) -> Iterat
             yield epoch
 
 
+def followed(epochs: Iterable[training.Epoch], x: ArrayLike, seeds: Sequence[int], path: Path) -> Iterator[training.Epoch]:
+    """The epochs as they come; after each, the file holds every stack's `analysis.signals` so far, on the first rows."""
+    few, rows = jnp.asarray(x)[:SIGNAL_ROWS], []
+    for epoch in epochs:
+        for i, seed in enumerate(seeds):
+            stack = epoch.stack(i)
+            record = {"seed": seed, "epoch": epoch.number, "loss": float(epoch.loss[i]), **analysis.signals(stack, few)}
+            rows.append(record)
+        text = json.dumps({"rows": rows}, indent=1) + "\n"
+        files.atomic_write(path, lambda path, text=text: path.write_text(text))
+        yield epoch
+
+
 def write(puzzle: Puzzle, answer: Sequence[int], out: Path, answer_path: Path) -> str:
     """Writes both, and roles.json for --roles where shapes cannot tell; the answer's SHA-256."""
     if out.suffix == ".safetensors":
@@ -146,20 +166,27 @@ def main(argv: list[str] | None = None) -> int:
     recipe = training.Recipe(**{f.name: getattr(args, f.name) for f in fields(training.Recipe)})
     if args.keep_rows is not None and args.keep_rows < 1:
         raise InputError(f"--keep-rows: expected at least 1, got {args.keep_rows}")
+    if args.curves is not None:
+        if args.planted:
+            raise InputError("--curves: expected a stack that is trained, got --planted")
+        files.ensure_writable(args.curves)
     paths = targets(args.out, args.answer, args.seed)
     device.configure()
     if args.table is None:
         x, true = training.generate_table(args.table_seed, args.rows, args.width, args.outputs, args.noise)
     else:
         given = files.load(args.table)
-        if given.true is None:
+        if getattr(given, args.target) is None:
             raise InputError(f"{args.table}: expected a table with true values to train on, got none")
-        x, true = given.x, given.true
+        x, true = given.x, getattr(given, args.target)
     if args.planted:
-        shape = {"depth": args.depth, "features": x.shape[1], "hidden": args.hidden, "outputs": true.shape[1]}
-        stacks = [planted.plant(np.random.default_rng(s), **shape, activation=args.activation) for s in args.seed]
+        shape = (args.depth, x, args.hidden, true.shape[1], args.activation)
+        stacks = [planted.plant(np.random.default_rng(seed), *shape) for seed in args.seed]
     else:
-        (last,) = deque(watched(training.epochs(recipe, x, true, args.seed), recipe.epochs, args.quiet), maxlen=1)
+        epochs = watched(training.epochs(recipe, x, true, args.seed), recipe.epochs, args.quiet)
+        if args.curves is not None:
+            epochs = followed(epochs, x, args.seed, args.curves)
+        (last,) = deque(epochs, maxlen=1)
         stacks = [last.stack(i) for i in range(len(args.seed))]
     x, true = x[: args.keep_rows], None if args.planted else true[: args.keep_rows]
     for stack, seed, (out, answer_path) in zip(stacks, args.seed, paths, strict=True):

@@ -64,7 +64,8 @@ def test_an_isometry_meets_proposition_1(x):
     w_in = np.stack([direction, -direction])[None].astype(np.float32)
     w_out = (-2 * np.stack([direction, -direction], axis=1))[None].astype(np.float32)
     zero = np.zeros((1, 2), np.float32), np.zeros((1, D), np.float32)
-    reflection = analysis.Stack(*map(jnp.asarray, (w_in, zero[0], w_out, zero[1], np.ones((1, D)), np.zeros(1))))
+    w_in, b_in, w_out, b_out = map(jnp.asarray, (w_in, zero[0], w_out, zero[1]))
+    reflection = analysis.Stack(w_in, b_in, w_out, b_out, jnp.ones((1, D)), jnp.zeros(1))
     both = np.concatenate([x, -x])
     blocks = analysis.measure_blocks(reflection, both)
     np.testing.assert_allclose(blocks.activation[0], 0.5)
@@ -235,7 +236,9 @@ def test_signals_of_a_planted_stack():
     w_in = rng.normal(size=(6, 9, 8)) / 3
     size = np.arange(1, 7)[:, None, None] / 10
     arrays = (w_in, np.zeros((6, 9)), -size * w_in.swapaxes(1, 2), np.zeros((6, 8)), np.ones((1, 8)), np.zeros(1))
-    found = analysis.signals(analysis.Stack(*(jnp.asarray(a, jnp.float32) for a in arrays)), rng.normal(size=(40, 8)))
+    w_in, b_in, w_out, b_out, w_last, b_last = (jnp.asarray(a, jnp.float32) for a in arrays)
+    stack = analysis.Stack(w_in, b_in, w_out, b_out, w_last, b_last)
+    found = analysis.signals(stack, jnp.asarray(rng.normal(size=(40, 8)), jnp.float32))
     assert found["negative_traces"] == found["paired"] == 1
     assert found["own_min"] > found["other_max"]
     assert found["w_out_norm"] > 0.9
