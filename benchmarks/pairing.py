@@ -80,6 +80,7 @@ def wide(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "signal": result["signal"],
             "correct": result["correct"],
             "seconds": seconds,
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
             "file_bytes": 4 * args.depth * args.width * args.hidden,
         }
@@ -114,7 +115,7 @@ def pruned(a, b, strength, rng):
 
 
 def quantised(a, b, strength, rng):
-    """Every half rounded to 2^bits − 1 levels between its largest weight and minus that."""
+    """Every half rounded to 2^bits − 1 levels between its largest weight and minus that (one scale a tensor)."""
     top = 2 ** (strength - 1) - 1
     for half in (*a, *b):
         step = np.abs(half).max() / top
@@ -134,7 +135,9 @@ CHANGES: dict[str, tuple[Change, str, tuple[float, ...]]] = {
 def invariances(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Least certainty and right pairs, for each change, strength and signal."""
     mlps = checkpoints.find_halves(checkpoints.open_checkpoint(args.file))
-    halves = mlps.halves(mlps.first, "out")
+    shuffled = mlps.sides["out"].reordered(np.random.default_rng(args.random_seed).permutation(len(mlps.sides["out"].names)))
+    ours = mlps.sides[mlps.first]
+    halves = checkpoints.CheckpointHalves(mlps.checkpoint, ours, shuffled, mlps.hidden, mlps.width)
     truth = checkpoints.true_partners(halves.ours.names, halves.theirs.names)
     a, b = halves.units(0, mlps.hidden)
     for name, (change, unit, strengths) in CHANGES.items():

@@ -317,7 +317,6 @@ def test_default_signal_compiles_one_program(caplog):
         for _ in range(2):
             dropjax.pair(w_in, w_out)
     assert caplog.text.count("Finished XLA compilation of jit(traces_and_norms)") == 1
-    assert caplog.text.count("Finished XLA compilation") <= 2  # the other places an array on the device
 
 
 @pytest.mark.usefixtures("real_folder")
