@@ -27,7 +27,8 @@ from dropjax.solution import Pairing
 PAIR_ERROR = 0.01
 """Probability, under the wrong pairs' own spread, with which some pair of a matching is called clear and is not."""
 SIGNAL_ERROR = 0.001
-"""Probability with which unrelated halves are said to have a signal, over all signals together."""
+"""Probability with which unrelated halves are said to have a signal, over all signals together, were the mean scores of
+shuffled halves normal; they are not quite with two to four halves, where about 1 in 100 are."""
 SHUFFLES = 8
 """Shuffled copies that a portfolio is compared with."""
 EXACT_WIDTH = 256
@@ -455,10 +456,10 @@ class _Candidate(NamedTuple):
     separation: float
 
 
-def _advantage(pairing: Pairing) -> float:
-    """By how much the chosen pairs' mean score exceeds the others', in the others' spread."""
+def _advantage(pairing: Pairing, least_spread: float) -> float:
+    """By how much the chosen pairs' mean score exceeds the others', in the others' spread (at least `least_spread`)."""
     own, count = pairing.own, len(pairing.partner)
-    spread = wrong_spread(pairing.score, pairing.partner)[0]
+    spread = max(wrong_spread(pairing.score, pairing.partner)[0], least_spread)
     others = (pairing.score.sum() - own.sum()) / max(1, count * (count - 1))
     return float((own.mean() - others) / spread) if spread > 0 else 0.0
 
@@ -467,10 +468,11 @@ def _candidate(name: str, score: Float[np.ndarray, "L L"], null: Sequence[Float[
     pairing, unrelated = match(name, score), [match(name, shuffled) for shuffled in null]
     floor = float(np.mean([wrong_spread(other.score, other.partner)[0] for other in unrelated]))
     sure, clear = certainty(pairing, floor)
-    chance = np.array([_advantage(other) for other in unrelated])
+    # The spread of few wrong pairs can be small by chance: none counts for less than the shuffled halves' mean.
+    chance = np.array([_advantage(other, floor) for other in unrelated])
     deviation = chance.std(ddof=1) * np.sqrt(1 + 1 / len(chance))
-    strength = (_advantage(pairing) - chance.mean()) / deviation if deviation > 0 else 0.0
-    usual = np.mean([certainty(other)[0].mean() for other in unrelated])
+    strength = (_advantage(pairing, floor) - chance.mean()) / deviation if deviation > 0 else 0.0
+    usual = np.mean([certainty(other, floor)[0].mean() for other in unrelated])
     separation = sure.mean() / usual if np.isfinite(sure).all() and 0 < usual < np.inf else 1.0
     return _Candidate(pairing, sure, clear, float(strength), float(separation))
 
