@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +60,13 @@ def given(path: Path) -> Subject:
     return Subject(
         "given puzzle", Problem(jax.tree.map(jnp.asarray, solution.stack), jnp.asarray(puzzle.x), jnp.asarray(puzzle.pred))
     )
+
+
+@cache
+def example() -> Subject:
+    """The trained stack that ships with the package."""
+    with resources.as_file(resources.files("dropjax") / "example.safetensors") as path:
+        return given(path)._replace(name="shipped example")
 
 
 @cache
@@ -188,8 +196,8 @@ Task = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
 
 def league(path: Path) -> Iterator[Task]:
     """Every seed order repaired, on the puzzle and on trained stacks."""
-    for subject in (*(partial(trained, recipe) for recipe in RECIPES), partial(given, path)):
-        for seed, places in seeds(subject()).items():
+    for subject in (partial(given, path), example, *(partial(trained, recipe) for recipe in RECIPES)):
+        for seed, places in sorted(seeds(subject()).items(), key=lambda item: -analysis.disorder(item[1]).kendall):
             key = {"stack": subject().name, "seed": seed}
             yield key, partial(lambda subject, places: repaired(subject(), SEARCH_ROWS, places), subject, places)
 
@@ -222,6 +230,7 @@ def minima(path: Path) -> Iterator[Task]:
     for recipe in RECIPES:
         yield from tasks(partial(trained, recipe), recipe, 500, STARTS)
     yield from tasks(partial(given, path), "given puzzle", 250, 2)
+    yield from tasks(example, "shipped example", 250, 2)
 
 
 def proposition(path: Path) -> Iterator[Task]:
