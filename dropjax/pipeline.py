@@ -240,7 +240,7 @@ def solve(
             "verify": ended - search_ended - verifying_compiling,
         },
         ties=verdict.ties,
-        doubtful=_doubtful(puzzle, pairing),
+        doubtful=() if verdict.outcome.solved else _doubtful(puzzle, pairing),
         input_sha256=puzzle.hashes,
         replay=verdict.replay,
     )

@@ -106,7 +106,7 @@ class Solution:
     ties: Sequence[Sequence[int]] = ()
     """Groups of piece numbers that can be exchanged without any table noticing."""
     doubtful: Sequence[int] = ()
-    """Piece numbers whose partner the pairing's margins leave in doubt."""
+    """Where it is not solved: input halves whose partner the pairing's margins leave in doubt."""
     input_sha256: Mapping[str, str] = field(default_factory=dict)
     replay: Mapping[str, float] | None = None
     """`mse` and `max_abs_error` of the float64 replay, where it was asked for."""
