@@ -173,7 +173,8 @@ def main(argv: list[str] | None = None) -> int:
     paths = targets(args.out, args.answer, args.seed)
     device.configure()
     if args.table is None:
-        x, true = training.generate_table(args.table_seed, args.rows, args.width, args.outputs, args.noise)
+        factors = args.width if args.planted else training.FACTORS
+        x, true = training.generate_table(args.table_seed, args.rows, args.width, args.outputs, args.noise, factors)
     else:
         given = files.load(args.table)
         if getattr(given, args.target) is None:

@@ -24,6 +24,8 @@ from dropjax.puzzle import InputError, Puzzle
 from dropjax.stack import ACTIVATIONS, Stack, forward, identity_arrangement, read_out, residual
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
+FACTORS = 12
+"""Hidden factors of a generated table."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def train(recipe: Recipe, x: ArrayLike, true: ArrayLike, seeds: Sequence[int] = 
 
 
 def generate_table(
-    seed: int, rows: int, features: int, outputs: int = 1, noise: float = 0.0, factors: int = 12, units: int = 24
+    seed: int, rows: int, features: int, outputs: int = 1, noise: float = 0.0, factors: int = FACTORS, units: int = 24
 ) -> tuple[Float32[np.ndarray, "N d"], Float32[np.ndarray, "N o"]]:
     """A table to learn: correlated features x [N, d] and a smooth nonlinear target true [N, o], all of mean 0.
 
@@ -186,7 +188,8 @@ def generate_table(
     teacher, `units` sines of the features, to variance 1, and upon it Gaussian noise of standard deviation `noise`, which
     nothing can learn but which keeps every block learning. Raises `InputError`.
     """
-    for name, value, least in (("rows", rows, 2), ("features", features, 1), ("outputs", outputs, 1), ("noise", noise, 0)):
+    counts = ("features", features, 1), ("outputs", outputs, 1), ("factors", factors, 1), ("units", units, 1)
+    for name, value, least in (("rows", rows, 2), *counts, ("noise", noise, 0)):
         _check("table", name, value, least)
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, factors)) @ rng.normal(size=(factors, features)) / factors**0.5
