@@ -21,6 +21,7 @@ def solve(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("DROPJAX_CACHE_DIR", str(tmp_path / "cache"))
 
     def run(*args):
+        monkeypatch.delitem(sys.modules, "dropjax.solve", raising=False)  # as in a fresh process
         monkeypatch.setattr(sys, "argv", ["dropjax.solve", "--no-cache", *map(str, args)])
         with pytest.raises(SystemExit) as end:
             runpy.run_module("dropjax.solve", run_name="__main__")
