@@ -257,7 +257,7 @@ def disorder(places: Int[np.ndarray, " L"]) -> Disorder:
 def rank_correlation(a: Num[np.ndarray, " n"], b: Num[np.ndarray, " n"]) -> float:
     """Spearman's; 1 where there are no two different values to rank."""
     ranks = np.stack([rankdata(a), rankdata(b)]) if len(a) else np.zeros((2, 1))
-    return float(np.corrcoef(ranks)[0, 1]) if np.all(np.ptp(ranks, axis=1) > 0) else 1.0
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1]) if np.all(np.ptp(ranks, axis=1) > 0) else 1.0
 
 
 def places_in(order: Int[np.ndarray, "L 2"], solved: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, " L"]:
