@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measuring import machine, matmul_flop_per_s, median_seconds, rank_correlation, versions
+from measuring import machine, matmul_flop_per_s, median_seconds, versions
 
 import dropjax
 from dropjax import console, device, files, moves, pairing, seeding, verify
+from dropjax.analysis import rank_correlation
 from dropjax.pipeline import Problem
 from dropjax.puzzle import Puzzle
 

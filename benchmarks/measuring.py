@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from dropjax import device
@@ -39,11 +38,6 @@ def matmul_flop_per_s(repeats: int = 5) -> float:
         a, b = (jax.random.normal(jax.random.key(k), (n, n)) for k in range(2))
         rates.append(2 * n**3 / median_seconds(lambda a=a, b=b: multiply(a, b), repeats))
     return max(rates)
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, of values without ties."""
-    return float(np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1])
 
 
 def machine() -> dict[str, Any]:
