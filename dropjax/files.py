@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,12 @@ def load(path: str | Path, roles: Mapping[int, str] | None = None) -> Puzzle:
             return read_converted(path, roles)
     got = "something else" if path.exists() else "nothing there"
     raise InputError(f"{path}: expected a puzzle folder or a converted .safetensors file, got {got}")
+
+
+def example() -> Puzzle:
+    """The puzzle that ships in the package."""
+    with resources.as_file(resources.files("dropjax") / "example.safetensors") as path:
+        return load(path)
 
 
 # Puzzle folders

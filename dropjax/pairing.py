@@ -22,6 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import stdtrit
 
 from dropjax.device import MEMORY
+from dropjax.programs import kept
 from dropjax.solution import Pairing
 
 PAIR_ERROR = 0.01
@@ -40,7 +41,7 @@ SKETCH = 128
 # The paper's ratio
 
 
-@partial(jax.jit, static_argnames="memory")
+@kept(static_argnames=("memory",))
 def traces_and_norms(
     w_in: Float[Array, "L h d"], w_out: Float[Array, "L d h"], memory: int = MEMORY
 ) -> tuple[Float[Array, "L L"], Float[Array, "L L"]]:
@@ -72,7 +73,7 @@ def diagonal_dominance(
     w_in: Float[ArrayLike, "L h d"], w_out: Float[ArrayLike, "L d h"], memory: int = MEMORY
 ) -> tuple[Float[np.ndarray, "L L"], Float[np.ndarray, "L L"]]:
     """d(i, j) = |tr(M)| / ‖M‖_F with M = W_out^(j)·W_in^(i) (paper, Eq. 4), and the traces. 0/0 counts as 0."""
-    trace, norm = map(np.asarray, traces_and_norms(jnp.asarray(w_in), jnp.asarray(w_out), memory))
+    trace, norm = map(np.asarray, traces_and_norms(*jax.device_put((w_in, w_out)), memory))
     return np.abs(trace) / np.where(norm > 0, norm, 1), trace
 
 

@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.monitoring
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -93,7 +92,7 @@ class Problem(NamedTuple):
         if rows >= len(self.x):
             return self
         # Cut on the host: on the device each new length would be one more program to compile.
-        return self._replace(x=jnp.asarray(np.asarray(self.x)[:rows]), pred=jnp.asarray(np.asarray(self.pred)[:rows]))
+        return self._replace(**{name: jax.device_put(np.asarray(getattr(self, name))[:rows]) for name in ("x", "pred")})
 
 
 class Ahead(NamedTuple):
@@ -202,7 +201,7 @@ def solve(
     options = _changed(options, changes)
     started = time.perf_counter()
     with CompileClock() as clock, ThreadPoolExecutor(2) as pool:
-        problem = Problem(puzzle.stack(options.activation), jnp.asarray(puzzle.x), jnp.asarray(puzzle.pred))
+        problem = Problem(puzzle.stack(options.activation), *jax.device_put((puzzle.x, puzzle.pred)))
         pred_noise = verify.noise_of_pred(puzzle.pred, options.pred_decimals, options.pred_noise)
         ahead = _compile_ahead(problem, pool)
         run = Run(problem, options, pred_noise, progress or Progress(), interrupted, started, ahead)

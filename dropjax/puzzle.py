@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int
 from numpy.typing import ArrayLike, NDArray
@@ -79,10 +78,7 @@ class Puzzle:
     def stack(self, activation: str = "relu") -> Stack:
         """The halves on the default device, in the order of their piece numbers."""
         return jax.device_put(
-            Stack(
-                *map(jnp.asarray, (self.w_in, self.b_in, self.w_out, self.b_out, self.w_last, self.b_last)),
-                activation=activation,
-            )
+            Stack(self.w_in, self.b_in, self.w_out, self.b_out, self.w_last, self.b_last, activation=activation)
         )
 
     def permutation(self, arrangement: Int[np.ndarray, "L 2"]) -> tuple[int, ...]:

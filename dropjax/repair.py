@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from dropjax.device import scored_together
 from dropjax.moves import INSERTION, SWAP, FirstOrder, T, first_order_sums, in_chunks, moved, squared_error
+from dropjax.programs import kept
 from dropjax.stack import Stack, advance
 
 
@@ -210,16 +211,13 @@ def guided_repair(
 def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
     """The state before the first round."""
     depth = len(arrangement)
-    nothing = Proposals(
-        mse=jnp.asarray(np.float32(np.inf)),
-        fall=jnp.asarray(np.zeros((depth, depth), np.float32)),
-        kind=jnp.asarray(np.zeros((depth, depth), np.int32)),
-    )
-    no, zero, one = jnp.asarray(np.bool_(False)), jnp.asarray(np.int32(0)), jnp.asarray(np.int32(1))
-    return Guided(jnp.asarray(arrangement), nothing, cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no)
+    nothing = Proposals(np.float32(np.inf), np.zeros((depth, depth), np.float32), np.zeros((depth, depth), np.int32))
+    no, zero, one = np.bool_(False), np.int32(0), np.int32(1)
+    start = Guided(arrangement, nothing, cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no)
+    return jax.device_put(start)
 
 
-@partial(jax.jit, static_argnames="chunk")
+@kept(static_argnames=("chunk",), results=(Proposals, Guided))
 def guided_rounds(
     stack: Stack,
     start: Guided,
@@ -233,8 +231,8 @@ def guided_rounds(
 
     A round applies the non-overlapping proposals of largest total effect together and keeps them where the MSE over the
     rows in use falls; fewer are tried after a rejection. Where exchanges of neighbours are used up, moves over any
-    distance are proposed; where these are, four times the rows are taken, unless the MSE is within `tolerance` on the rows
-    in use. It begins with the first `chunk` rows.
+    distance are proposed; where these are, four times the rows are taken. An MSE within `tolerance` on the rows in use ends
+    it, whatever moves are left. It begins with the first `chunk` rows.
     """
     rows, outputs = pred.shape
     xs, preds, weights = (in_chunks(a, chunk) for a in (x, pred, jnp.ones(rows)))
@@ -267,7 +265,8 @@ def guided_rounds(
         unmeasured = jnp.isinf(at.proposals.mse)
         accepted = mse < at.proposals.mse
         used_up = ~accepted & ~unmeasured & ((proposed <= 1) | (at.cutoff == len(CUTOFFS) - 1))
-        finished = used_up & ((at.proposals.mse <= tolerance) | (at.far & (at.chunks == chunks)))
+        done = accepted & (mse <= tolerance)
+        finished = done | (used_up & ((at.proposals.mse <= tolerance) | (at.far & (at.chunks == chunks))))
         more_rows = used_up & at.far & ~finished
         arrangement = jnp.where(accepted, candidate, at.arrangement)
         far = jnp.where(accepted | more_rows, False, at.far | used_up)
@@ -276,7 +275,12 @@ def guided_rounds(
         return Guided(
             arrangement=arrangement,
             proposals=lax.cond(
-                unmeasured | accepted | (used_up & ~finished), measure, lambda *_: at.proposals, arrangement, far, used
+                ~finished & (unmeasured | accepted | used_up),
+                measure,
+                lambda *_: at.proposals._replace(mse=jnp.where(done, mse, at.proposals.mse)),
+                arrangement,
+                far,
+                used,
             ),
             cutoff=cutoff,
             far=far,

@@ -1,5 +1,6 @@
 """Seed orders: a first guess at the order from one number per block (paper, Section 4.1)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,57 +10,89 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from dropjax.moves import score_arrangements
-from dropjax.stack import Stack, residual
+from dropjax.programs import kept
+from dropjax.stack import Stack, pick, preactivation, product, residual
 
 DIRECTIONS = ("ascending", "descending")
 
 
 @jax.jit
 def block_statistics(stack: Stack, pairs: Int[Array, "L 2"], x: Float[Array, "N d"]) -> dict[str, Float[Array, " L"]]:
-    """Each proxy for depth, for the blocks as `pairs` lists them.
+    """Each proxy for depth, for the blocks as `pairs` lists them; r and z at the raw inputs.
 
-    delta_norm    mean ‖r_k(x)‖₂ over the raw inputs (paper, Eq. 5)
-    w_out_norm    ‖W_out‖_F (the paper's data-free proxy)
-    w_out_l1      sum of |W_out|
-    residual_std  norm of the residual's standard deviations, feature by feature
+    delta_norm            mean ‖r(x)‖₂ (paper, Eq. 5)
+    w_out_norm            ‖W_out‖_F (the paper's data-free proxy)
+    w_out_l1              sum of |W_out|
+    residual_std          norm of the residual's standard deviations, feature by feature
+    w_in_norm             ‖W_in‖_F
+    norm_product          ‖W_out‖_F·‖W_in‖_F
+    read_out_alignment    ‖u·W_out‖_F / ‖W_out‖_F, u the last layer's rows at unit length
+    contribution_std      norm of the standard deviations of W_last·r(x)
+    mean_input_bias       mean of b_in
+    activation_fraction   fraction of preactivations z > 0
     """
+    directions = stack.w_last / jnp.maximum(jnp.linalg.norm(stack.w_last, axis=1, keepdims=True), 1e-30)
 
     def of_block(halves: Int[Array, "2"]) -> dict[str, Float[Array, ""]]:
         r = residual(stack, halves, x)
-        w_out = stack.w_out[halves[1]]
+        w_in, w_out = stack.w_in[halves[0]], stack.w_out[halves[1]]
+        in_norm, out_norm = jnp.linalg.norm(w_in), jnp.linalg.norm(w_out)
         return {
             "delta_norm": jnp.mean(jnp.linalg.norm(r, axis=1)),
-            "w_out_norm": jnp.linalg.norm(w_out),
+            "w_out_norm": out_norm,
             "w_out_l1": jnp.sum(jnp.abs(w_out)),
             "residual_std": jnp.linalg.norm(jnp.std(r, axis=0)),
+            "w_in_norm": in_norm,
+            "norm_product": in_norm * out_norm,
+            "read_out_alignment": jnp.linalg.norm(product(directions, w_out.T)) / jnp.maximum(out_norm, 1e-30),
+            "contribution_std": jnp.linalg.norm(jnp.std(product(r, stack.w_last), axis=0)),
+            "mean_input_bias": jnp.mean(stack.b_in[halves[0]]),
+            "activation_fraction": jnp.mean(preactivation(stack, halves[0], x) > 0),
         }
 
     return lax.map(of_block, pairs)
 
 
+STATISTICS = (
+    "delta_norm",
+    "w_out_norm",
+    "w_out_l1",
+    "residual_std",
+    "w_in_norm",
+    "norm_product",
+    "read_out_alignment",
+    "contribution_std",
+    "mean_input_bias",
+    "activation_fraction",
+)
+SEED_ORDERS = (*STATISTICS, "greedy", "random")
+
+
 class _Greedy(NamedTuple):
+    order: Int[Array, " L"]
+    """The blocks placed so far, and behind them the others."""
     state: Float[Array, "N d"]
     """The state after the blocks placed so far."""
-    placed: Bool[Array, " L"]
 
 
 @jax.jit
 def greedy_order(
     stack: Stack, pairs: Int[Array, "L 2"], x: Float[Array, "N d"], descending: Bool[Array, ""]
 ) -> Int[Array, " L"]:
-    """Place next the block whose residual is smallest (or largest) at the state reached so far; L² block evaluations."""
-    sign = jnp.where(descending, -1, 1)
+    """Place next the block whose residual is smallest (or largest) at the state reached so far; L²/2 block evaluations."""
+    depth, sign = len(pairs), jnp.where(descending, -1, 1)
 
-    def place(at: _Greedy, _: None) -> tuple[_Greedy, Int[Array, ""]]:
-        norms = lax.map(lambda halves: jnp.mean(jnp.linalg.norm(residual(stack, halves, at.state), axis=1)), pairs)
-        block = jnp.argmin(jnp.where(at.placed, jnp.inf, sign * norms))
-        return _Greedy(at.state + residual(stack, pairs[block], at.state), at.placed.at[block].set(True)), block
+    def place(k: Int[Array, ""], at: _Greedy) -> _Greedy:
+        residual_of = lambda i: residual(stack, pick(pairs, pick(at.order, i)), at.state)  # noqa: E731
 
-    return lax.scan(place, _Greedy(x, jnp.zeros(len(pairs), bool)), None, length=len(pairs))[1]
+        def look(i: Int[Array, ""], norms: Float[Array, " L"]) -> Float[Array, " L"]:
+            return norms.at[i].set(sign * jnp.mean(jnp.linalg.norm(residual_of(i), axis=1)))
 
+        best = jnp.argmin(lax.fori_loop(k, depth, look, jnp.full(depth, jnp.inf)))
+        order = at.order.at[k].set(at.order[best]).at[best].set(at.order[k])
+        return _Greedy(order, at.state + residual_of(best))
 
-STATISTICS = ("delta_norm", "w_out_norm", "w_out_l1", "residual_std")
-SEED_ORDERS = (*STATISTICS, "greedy", "random")
+    return lax.fori_loop(0, depth, place, _Greedy(jnp.arange(depth, dtype=jnp.int32), x)).order
 
 
 class Portfolio(NamedTuple):
@@ -69,19 +102,19 @@ class Portfolio(NamedTuple):
     mse: Float[Array, " K"]
 
 
-SEEDS = (*((name, direction) for name in STATISTICS for direction in DIRECTIONS), ("greedy", "best"))
-"""Names and directions of a portfolio's seed orders; the greedy one goes the way of the best of the others."""
+SEEDS = tuple((name, direction) for name in (*STATISTICS, "greedy") for direction in DIRECTIONS)
+"""Names and directions of a portfolio's seed orders."""
 
 
-@jax.jit
+@kept(results=(Portfolio,))
 def portfolio(stack: Stack, pairs: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"]) -> Portfolio:
-    """Every seed order, scored as one batch."""
+    """Every seed order both ways, scored as one batch."""
     statistics = block_statistics(stack, pairs, x)
-    orders = jnp.stack([jnp.argsort(sign * statistics[name]) for name in STATISTICS for sign in (1, -1)])
-    mse = score_arrangements(stack, pairs[orders], x, pred)
-    greedy = greedy_order(stack, pairs, x, jnp.argmin(mse) % 2 == 1)[None]
-    greedy_mse = score_arrangements(stack, pairs[greedy], x, pred)
-    return Portfolio(pairs[jnp.concatenate([orders, greedy])], jnp.concatenate([mse, greedy_mse]))
+    ascending = jnp.stack([statistics[name] for name in STATISTICS])
+    both_ways = jnp.stack([ascending, -ascending], axis=1).reshape(-1, len(pairs))
+    greedy = lax.map(partial(greedy_order, stack, pairs, x), jnp.array([False, True]))
+    orders = jnp.concatenate([jnp.argsort(both_ways, axis=1), greedy])
+    return Portfolio(pairs[orders], score_arrangements(stack, pairs[orders], x, pred))
 
 
 def seed_order(

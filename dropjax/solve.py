@@ -4,7 +4,6 @@ import argparse
 import sys
 import time
 from dataclasses import fields, replace
-from importlib import resources
 from pathlib import Path
 
 from dropjax import bradley_terry, console, device, files, pipeline, seeding
@@ -122,11 +121,11 @@ def verdict(solution: Solution, expected_sha256: str | None) -> list[str]:
 def solve_one(args: argparse.Namespace, given: dict, start: float) -> int:
     """Solves one puzzle, telling all about it."""
     with console.interruptions() as interrupted:
+        roles = given.pop("roles")
         if args.puzzles:
-            puzzle, name = files.load(args.puzzles[0], given.pop("roles")), str(args.puzzles[0])
+            puzzle, name = files.load(args.puzzles[0], roles), str(args.puzzles[0])
         else:
-            with resources.as_file(resources.files("dropjax") / "example.safetensors") as path:
-                puzzle, name = files.load(path, given.pop("roles")), "the example"
+            puzzle, name = files.example(), "the example"
         loaded = time.perf_counter()
         if not args.quiet:
             print(describe_puzzle(puzzle, name), flush=True)

@@ -1,7 +1,6 @@
 """The last word on an answer: every row of the table, float32's noise, and the answers it cannot be told from."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from dropjax.moves import (
     pairs_of_positions,
     score_moves,
 )
+from dropjax.programs import kept
 from dropjax.puzzle import Puzzle
 from dropjax.solution import Outcome
 from dropjax.stack import Stack, advance, read_out, replay
@@ -33,7 +33,7 @@ SCREENED_ROWS = 64
 """Rows on which ties are looked for and float32's noise is measured; what is found is tried on all rows."""
 
 
-@partial(jax.jit, static_argnames="memory")
+@kept(static_argnames=("memory",))
 def outputs_and_errors(
     stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
 ) -> tuple[Float[Array, "N o"], Float[Array, ""], Float[Array, ""]]:
@@ -125,7 +125,7 @@ def judge(mse: float, pred: Float[np.ndarray, "N o"], noise: Noise, ties: bool) 
     return Outcome.NOT_SOLVED
 
 
-@jax.jit
+@kept()
 def _first_order_changes(stack: Stack, arrangement, x) -> Float[Array, " K"]:
     """RMS change of the outputs by each swap of neighbours and each pair swap, on few rows."""
     at = linearise(stack, arrangement, x)
@@ -185,7 +185,7 @@ def near_moves(
     mse = np.where(tied, np.inf, mean_square(pred))
     best = int(np.argmin(mse))
     fall = passed.mse - mse[best]
-    return Near(moves[tied], np.asarray(moved(jnp.asarray(arrangement), moves[best])) if fall > noise**2 else None)
+    return Near(moves[tied], np.asarray(moved(jax.device_put(arrangement), moves[best])) if fall > noise**2 else None)
 
 
 def tied_pieces(puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"], ties: Int[np.ndarray, "K 3"]) -> list[list[int]]:

@@ -17,11 +17,20 @@ def drawn(shape, seed):
 
 def statistics(stack, halves, x):
     r, w_out = reference.residual(stack, halves, x), np.asarray(stack.w_out[halves[1]], np.float64)
+    w_in, b_in, w_last = (np.asarray(a, np.float64) for a in (stack.w_in[halves[0]], stack.b_in[halves[0]], stack.w_last))
+    in_norm, out_norm = np.sqrt((w_in**2).sum()), np.sqrt((w_out**2).sum())
+    directions = w_last / np.linalg.norm(w_last, axis=1, keepdims=True)
     return {
         "delta_norm": np.linalg.norm(r, axis=1).mean(),
         "w_out_norm": np.sqrt((w_out**2).sum()),
         "w_out_l1": np.abs(w_out).sum(),
         "residual_std": np.linalg.norm(r.std(axis=0)),
+        "w_in_norm": in_norm,
+        "norm_product": in_norm * out_norm,
+        "read_out_alignment": np.linalg.norm(directions @ w_out) / out_norm,
+        "contribution_std": np.linalg.norm((r @ w_last.T).std(axis=0)),
+        "mean_input_bias": b_in.mean(),
+        "activation_fraction": np.mean(x @ w_in.T + b_in > 0),
     }
 
 
@@ -42,7 +51,7 @@ def test_seed_orders_agree_with_their_definitions(shape, seed):
     by_block = [statistics(stack, halves, x) for halves in pairs]
     for sign, direction in zip((1, -1), seeding.DIRECTIONS, strict=True):
         for name in seeding.STATISTICS:
-            order = np.argsort([sign * values[name] for values in by_block])
+            order = np.argsort([sign * values[name] for values in by_block], kind="stable")
             np.testing.assert_array_equal(seeding.seed_order(name, direction, stack, pairs, x), pairs[order])
         expected = pairs[greedy(stack, pairs, x, sign)]
         np.testing.assert_array_equal(seeding.seed_order("greedy", direction, stack, pairs, x), expected)
@@ -58,10 +67,8 @@ def test_random_orders_follow_their_seed():
 def test_portfolio_holds_every_seed_order_and_its_mse():
     stack, pairs, x, pred = drawn((7, 4, 9, 1), 3)
     found = seeding.portfolio(stack, pairs, x, pred)
-    for k, (name, direction) in enumerate(seeding.SEEDS[:-1]):
+    for k, (name, direction) in enumerate(seeding.SEEDS):
         np.testing.assert_array_equal(found.arrangements[k], seeding.seed_order(name, direction, stack, pairs, x))
-    best = seeding.SEEDS[int(np.argmin(found.mse[:-1]))][1]
-    np.testing.assert_array_equal(found.arrangements[-1], seeding.seed_order("greedy", best, stack, pairs, x))
     np.testing.assert_allclose(found.mse, moves.score_arrangements(stack, found.arrangements, x, pred), rtol=1e-4)
 
 

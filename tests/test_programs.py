@@ -1,0 +1,109 @@
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dropjax import programs
+from dropjax.programs import kept
+
+
+class Scaled(NamedTuple):
+    values: jax.Array
+    total: jax.Array
+
+
+TRACES: list[int] = []
+
+
+def scaled(x, by, *, power=1):
+    TRACES.append(power)
+    return Scaled(by["factor"] * x**power, jnp.sum(x))
+
+
+@pytest.fixture(scope="module")
+def decorate():
+    results = [Scaled]  # registered with JAX once; each call of the fixture makes what a new process would have
+
+    def fresh():
+        return kept(static_argnames=("power",), results=[results.pop()] if results else ())(scaled)
+
+    return fresh
+
+
+@pytest.fixture
+def cache(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+ARGUMENTS = (np.arange(3, dtype=np.float32), {"factor": np.float32(2)})
+
+
+def traced(program, *args, **kwargs) -> tuple[Scaled, bool]:
+    """What the program returns, and whether the function's own lines were traced for it."""
+    before = len(TRACES)
+    return program(*args, **kwargs), len(TRACES) > before
+
+
+def check(result, power=1):
+    assert isinstance(result, Scaled)
+    np.testing.assert_array_equal(result.values, 2 * np.arange(3) ** power)
+    assert float(result.total) == 3
+
+
+def test_a_later_process_traces_nothing(decorate, cache):
+    result, was_traced = traced(decorate(), *ARGUMENTS)
+    check(result)
+    assert was_traced
+    result, was_traced = traced(decorate(), *ARGUMENTS)
+    check(result)
+    assert not was_traced
+    result, was_traced = traced(decorate(), *ARGUMENTS, power=2)
+    check(result, power=2)
+    assert was_traced
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:40] + bytes([b[40] ^ 1]) + b[41:]])
+def test_a_damaged_program_is_traced_again(decorate, cache, damage):
+    check(decorate()(*ARGUMENTS))
+    (path,) = cache.glob("dropjax-scaled-*")
+    path.write_bytes(damage(path.read_bytes()))
+    result, was_traced = traced(decorate(), *ARGUMENTS)
+    check(result)
+    assert was_traced
+    assert not traced(decorate(), *ARGUMENTS)[1]
+
+
+def test_other_source_is_another_program(decorate, cache, monkeypatch):
+    check(decorate()(*ARGUMENTS))
+    monkeypatch.setattr(programs, "_source", lambda: "changed")
+    _, was_traced = traced(decorate(), *ARGUMENTS)
+    assert was_traced
+
+
+def test_without_a_cache_nothing_is_written(decorate, tmp_path, monkeypatch):
+    assert jax.config.jax_compilation_cache_dir is None
+    monkeypatch.chdir(tmp_path)
+    check(decorate()(*ARGUMENTS))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_keeps_nothing(decorate, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "file" / "cache"))
+    try:
+        check(decorate()(*ARGUMENTS))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_inside_another_trace_it_is_traced_with_it(decorate, cache):
+    program = decorate()
+    result = jax.jit(lambda x: program(x, {"factor": jnp.float32(2)}))(ARGUMENTS[0])
+    check(result)
+    assert list(cache.glob("dropjax-scaled-*")) == []
