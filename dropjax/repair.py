@@ -211,13 +211,13 @@ def guided_repair(
 def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
     """The state before the first round."""
     depth = len(arrangement)
-    nothing = Proposals(np.float32(np.inf), np.zeros((depth, depth), np.float32), np.zeros((depth, depth), np.int32))
-    no, zero, one = np.bool_(False), np.int32(0), np.int32(1)
-    start = Guided(arrangement, nothing, cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no)
-    return jax.device_put(start)
+    nowhere = np.zeros((depth, depth))
+    nothing = Proposals(*jax.device_put((np.float32(np.inf), nowhere.astype(np.float32), nowhere.astype(np.int32))))
+    arrangement, no, zero, one = jax.device_put((arrangement, np.bool_(False), np.int32(0), np.int32(1)))
+    return Guided(arrangement, nothing, cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no)
 
 
-@kept(static_argnames=("chunk",), results=(Proposals, Guided))
+@kept(static_argnames=("chunk",), results=(Proposals, Guided), quick=True)
 def guided_rounds(
     stack: Stack,
     start: Guided,

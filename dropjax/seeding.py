@@ -106,7 +106,7 @@ SEEDS = tuple((name, direction) for name in (*STATISTICS, "greedy") for directio
 """Names and directions of a portfolio's seed orders."""
 
 
-@kept(results=(Portfolio,))
+@kept(results=(Portfolio,), quick=True)
 def portfolio(stack: Stack, pairs: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"]) -> Portfolio:
     """Every seed order both ways, scored as one batch."""
     statistics = block_statistics(stack, pairs, x)

@@ -125,7 +125,7 @@ def judge(mse: float, pred: Float[np.ndarray, "N o"], noise: Noise, ties: bool) 
     return Outcome.NOT_SOLVED
 
 
-@kept()
+@kept(quick=True)
 def _first_order_changes(stack: Stack, arrangement, x) -> Float[Array, " K"]:
     """RMS change of the outputs by each swap of neighbours and each pair swap, on few rows."""
     at = linearise(stack, arrangement, x)

@@ -34,7 +34,7 @@ def decorate():
 
 @pytest.fixture
 def cache(tmp_path):
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     yield tmp_path
     jax.config.update("jax_compilation_cache_dir", before)
@@ -86,7 +86,7 @@ def test_other_source_is_another_program(decorate, cache, monkeypatch):
 
 
 def test_without_a_cache_nothing_is_written(decorate, tmp_path, monkeypatch):
-    assert jax.config.jax_compilation_cache_dir is None
+    assert jax.config.values["jax_compilation_cache_dir"] is None
     monkeypatch.chdir(tmp_path)
     check(decorate()(*ARGUMENTS))
     assert list(tmp_path.iterdir()) == []
@@ -94,7 +94,7 @@ def test_without_a_cache_nothing_is_written(decorate, tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made_keeps_nothing(decorate, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "file" / "cache"))
     try:
         check(decorate()(*ARGUMENTS))
