@@ -18,13 +18,14 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax import export
+from jax.core import Tracer
 
 R = TypeVar("R")
 
 DIGEST = hashlib.sha256().digest_size
 
 
-QUICK = {"xla_cpu_use_fusion_emitters": False}
+QUICK: dict[str, str | bool] = {"xla_cpu_use_fusion_emitters": False}
 """Compiles in two thirds of the time on a CPU, to programs that take up to a tenth longer."""
 
 
@@ -69,14 +70,14 @@ def kept(
 
 def _plain(leaf: object) -> bool:
     """Whether it is a value on one device, and no tracer."""
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         return False
     return not isinstance(leaf, jax.Array) or len(leaf.devices()) == 1
 
 
 def _load_or_trace(name: str, folder: Path, key: str, of_leaves: Callable, specs: Sequence) -> export.Exported:
     """The program as a function of its leaves: from the folder where it is there, else traced and put there."""
-    identity = f"{name} {key} {jax.default_backend()} {jax.__version__} {jax.lib.__version__} {_source()}"
+    identity = f"{name} {key} {jax.default_backend()} {jax.__version__} {_source()}"
     path = folder / f"dropjax-{name}-{hashlib.sha256(identity.encode()).hexdigest()}"
     program = _load(path)
     if program is None:

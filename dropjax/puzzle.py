@@ -77,9 +77,8 @@ class Puzzle:
 
     def stack(self, activation: str = "relu") -> Stack:
         """The halves on the default device, in the order of their piece numbers."""
-        return jax.device_put(
-            Stack(self.w_in, self.b_in, self.w_out, self.b_out, self.w_last, self.b_last, activation=activation)
-        )
+        arrays = jax.device_put((self.w_in, self.b_in, self.w_out, self.b_out, self.w_last, self.b_last))
+        return Stack(*arrays, activation=activation)
 
     def permutation(self, arrangement: Int[np.ndarray, "L 2"]) -> tuple[int, ...]:
         """The answer that an arrangement stands for: piece numbers in, out, in, out, …, last."""

@@ -213,8 +213,8 @@ def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
     depth = len(arrangement)
     nowhere = np.zeros((depth, depth))
     nothing = Proposals(*jax.device_put((np.float32(np.inf), nowhere.astype(np.float32), nowhere.astype(np.int32))))
-    arrangement, no, zero, one = jax.device_put((arrangement, np.bool_(False), np.int32(0), np.int32(1)))
-    return Guided(arrangement, nothing, cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no)
+    here, no, zero, one = jax.device_put((arrangement, np.bool_(False), np.int32(0), np.int32(1)))
+    return Guided(here, nothing, cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no)
 
 
 @kept(static_argnames=("chunk",), results=(Proposals, Guided), quick=True)
