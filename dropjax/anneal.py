@@ -1,0 +1,133 @@
+"""Annealing an order whose seeds say little: many moves a round, proposed by first-order scores and decided exactly.
+
+One pass forward and one back give the predicted effect of every swap and insertion. A round draws moves as plain annealing
+would, lets each pass the Metropolis test on its predicted effect, applies those that passed and do not overlap together,
+and lets the whole pass a second test on what the prediction missed (delayed acceptance: Christen and Fox, 2005).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
+
+from dropjax.moves import INSERTION, SWAP, first_order_sums, moved, squared_error
+from dropjax.stack import Stack
+
+DRAWS = 256
+"""Moves drawn in a round."""
+
+
+class Annealed(NamedTuple):
+    """State and result of an annealing."""
+
+    arrangement: Int[Array, "L 2"]
+    mse: Float[Array, ""]
+    """Of `arrangement`, over the rows given."""
+    best: Int[Array, "L 2"]
+    best_mse: Float[Array, ""]
+    changes: Float[Array, "3 L L"]
+    """Predicted changes of the MSE from `arrangement`: insertion of i at j, of j at i, and the exchange of i and j."""
+    most: Int[Array, ""]
+    """Moves that a round may apply: doubled by acceptance, halved by rejection."""
+    rounds: Int[Array, ""]
+    moves: Int[Array, ""]
+    """Moves accepted."""
+    key: Key[Array, ""]
+
+
+def start_annealing(arrangement: Int[np.ndarray, "L 2"], seed: int) -> Annealed:
+    """The state before the first round."""
+    depth = len(arrangement)
+    here, infinite, nowhere, zero, one = jax.device_put(
+        (arrangement, np.float32(np.inf), np.zeros((3, depth, depth), np.float32), np.int32(0), np.int32(1))
+    )
+    return Annealed(here, infinite, here, infinite, nowhere, one, zero, zero, jax.random.key(seed))
+
+
+@jax.jit
+def anneal_rounds(
+    stack: Stack,
+    start: Annealed,
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    hot: Float[Array, ""],
+    cold: Float[Array, ""],
+    schedule: Int[Array, ""],
+    most: Int[Array, ""],
+) -> Annealed:
+    """Up to `most` rounds of a schedule whose temperature falls geometrically from `hot` to `cold` in `schedule` rounds.
+
+    Temperatures are in units of the MSE.
+    """
+    depth, weight = stack.depth, jnp.ones(len(x))
+
+    def measure(arrangement: Int[Array, "L 2"]) -> tuple[Float[Array, ""], Float[Array, "3 L L"]]:
+        sums = first_order_sums(stack, arrangement, x, pred, weight)
+        left = jnp.arange(depth - 1)
+        return sums.mse / pred.size, sums.far.at[:, left, left + 1].set(sums.adjacent) / pred.size
+
+    def step(at: Annealed) -> Annealed:
+        key, drawing, testing = jax.random.split(at.key, 3)
+        temperature = hot * (cold / hot) ** (at.rounds / schedule)
+        candidate, applied, allowed = _apply_drawn(at, temperature, drawing)
+        mse = squared_error(stack, candidate, 0, x, pred, weight) / pred.size
+        beyond = mse - at.mse - allowed
+        accepted = jnp.isinf(at.mse) | ((applied > 0) & (beyond < temperature * jax.random.exponential(testing)))
+        arrangement = jnp.where(accepted, candidate, at.arrangement)
+        mse, changes = lax.cond(accepted, measure, lambda _: (at.mse, at.changes), arrangement)
+        better = mse < at.best_mse
+        return Annealed(
+            arrangement=arrangement,
+            mse=mse,
+            best=jnp.where(better, arrangement, at.best),
+            best_mse=jnp.where(better, mse, at.best_mse),
+            changes=changes,
+            most=jnp.where(applied == 0, at.most, jnp.where(accepted, jnp.minimum(2 * at.most, depth), (at.most + 1) // 2)),
+            rounds=at.rounds + 1,
+            moves=at.moves + jnp.where(accepted, applied, 0),
+            key=key,
+        )
+
+    last = jnp.minimum(start.rounds + most, schedule)
+    return lax.while_loop(lambda at: at.rounds < last, step, start)
+
+
+def _apply_drawn(
+    at: Annealed, temperature: Float[Array, ""], key: Key[Array, ""]
+) -> tuple[Int[Array, "L 2"], Int[Array, ""], Float[Array, ""]]:
+    """Moves drawn at random that pass on their predicted effect, applied where they do not overlap; their number and effect.
+
+    Spans are log-uniform, from neighbours to the whole depth.
+    """
+    depth = len(at.arrangement)
+    by_span, by_place, by_kind, by_test = jax.random.split(key, 4)
+    span = jnp.exp(jax.random.uniform(by_span, (DRAWS,)) * jnp.log(depth)).astype(jnp.int32)
+    i = (jax.random.uniform(by_place, (DRAWS,)) * (depth - span)).astype(jnp.int32)
+    j, kind = i + span, jax.random.randint(by_kind, (DRAWS,), 0, 3)
+    effect = at.changes[kind, i, j]
+    passed = effect < temperature * jax.random.exponential(by_test, (DRAWS,))
+    move = jnp.where(
+        kind[:, None] == 2,
+        jnp.stack([jnp.full_like(i, SWAP), i, j], axis=1),
+        jnp.stack([jnp.full_like(i, INSERTION), jnp.where(kind == 0, i, j), jnp.where(kind == 0, j, i)], axis=1),
+    )
+    positions = jnp.arange(depth)
+
+    def apply(so_far, k):
+        arrangement, free, count, allowed = so_far
+        inside = (i[k] <= positions) & (positions <= j[k])
+        here = passed[k] & (count < at.most) & jnp.all(free | ~inside)
+        arrangement = jnp.where(here, moved(arrangement, move[k]), arrangement)
+        return (
+            arrangement,
+            free & ~(here & inside),
+            count + here,
+            allowed + jnp.where(here, jnp.maximum(effect[k], 0), 0),
+        ), None
+
+    start = (at.arrangement, jnp.ones(depth, bool), jnp.int32(0), jnp.float32(0))
+    (arrangement, _, count, allowed), _ = lax.scan(apply, start, jnp.arange(DRAWS))
+    return arrangement, count, allowed

@@ -1,0 +1,100 @@
+"""Pairing by least squares: which output half goes with which input half, read off the stack's errors.
+
+A block is linear in its output half, so to first order the outputs are linear in a soft pairing P of some blocks' halves.
+Where the order is roughly right, a ridge regression of the errors tells the pairs even where the weights do not.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+from scipy.optimize import linear_sum_assignment
+
+from dropjax.moves import linearise
+from dropjax.stack import ACTIVATIONS, Stack, pick, preactivation, product, read_out
+
+RIDGES = (1e-4, 1e-3, 1e-2)
+"""Ridges, as fractions of the features' mean square."""
+
+
+@jax.jit
+def contributions(
+    stack: Stack,
+    arrangement: Int[Array, "L 2"],
+    positions: Int[Array, " n"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+) -> tuple[Float[Array, "n n N o"], Float[Array, "N o"]]:
+    """φ_ij = ⟨g_{i+1}, W_out^(j)·a_i + b_out^(j)⟩, the contribution to the outputs of the input half at position i with the
+    output half at position j, and the errors f − pred."""
+    at = linearise(stack, arrangement, x)
+    outs = arrangement[positions, 1]
+
+    def of_position(i: Int[Array, ""]) -> Float[Array, "n N o"]:
+        hidden = ACTIVATIONS[stack.activation](preactivation(stack, arrangement[i, 0], pick(at.states, i)))
+        adjoint = pick(at.adjoints, i + 1)
+
+        def with_half(out: Int[Array, ""]) -> Float[Array, "N o"]:
+            residual = product(hidden, pick(stack.w_out, out)) + pick(stack.b_out, out)
+            return jnp.einsum("nod,nd->no", adjoint, residual, precision=lax.Precision.HIGHEST)
+
+        return lax.map(with_half, outs)
+
+    return lax.map(of_position, positions), read_out(stack, at.states[-1]) - pred
+
+
+def soft_pairing(
+    features: Float[np.ndarray, "n n K"], error: Float[np.ndarray, " K"], ridges: Sequence[float] = RIDGES
+) -> list[Float[np.ndarray, "n n"]]:
+    """For each ridge, the P that minimises ‖e + Σ_ij (P_ij − δ_ij)·φ_ij‖² + λ‖P − 1/n‖².
+
+    Anchored at the uniform matrix, and not at the pairing at hand: the regression owes it nothing.
+    """
+    count = len(features)
+    flat = features.reshape(count * count, -1).astype(np.float64)
+    rest = -error.astype(np.float64) + np.einsum("iik->k", features) - flat.mean(axis=0) * count
+    gram, towards = flat @ flat.T, flat @ rest
+    scale = np.trace(gram) / len(gram)
+    return [
+        1 / count + np.linalg.solve(gram + ridge * scale * np.eye(len(gram)), towards).reshape(count, count)
+        for ridge in ridges
+    ]
+
+
+def proposals(
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"],
+    doubtful: Int[np.ndarray, " D"],
+    score: Float[np.ndarray, "L L"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    sizes: Sequence[int],
+) -> list[Int[np.ndarray, "L 2"]]:
+    """Other pairings of the same input halves at the same positions, those that most regressions agree on first.
+
+    `doubtful` are input halves, the most doubtful first, of which each size takes the first ones; `score` is the weights'
+    own, as the pairing has it.
+    """
+    votes: Counter[bytes] = Counter()
+    place = np.argsort(arrangement[:, 0])
+    most = min(max(sizes), len(doubtful))
+    positions = place[doubtful[:most]]
+    features, error = map(np.asarray, contributions(stack, arrangement, positions, x, pred))
+    features, error = features.reshape(most, most, -1), error.reshape(-1)
+    for size in sorted({min(size, most) for size in sizes}):
+        chosen = positions[:size]
+        own = score[np.ix_(arrangement[chosen, 0], arrangement[chosen, 1])]
+        own = (own - own.mean()) / max(own.std(), 1e-30)
+        for soft in soft_pairing(features[:size, :size], error):
+            for weight in (0.0, 0.5):
+                seen = soft / max(soft.std(), 1e-30) + weight * own
+                _, column = linear_sum_assignment(seen, maximize=True)
+                proposal = arrangement.copy()
+                proposal[chosen, 1] = arrangement[chosen[column], 1]
+                votes[proposal.tobytes()] += 1
+    del votes[arrangement.tobytes()]
+    return [np.frombuffer(key, arrangement.dtype).reshape(arrangement.shape) for key, _ in votes.most_common()]
