@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from dropjax.moves import INSERTION, SWAP, first_order_sums, moved, squared_error
-from dropjax.stack import Stack
+from dropjax.moves import INSERTION, SWAP, Linearised, effect_sum, far_changes, moved
+from dropjax.stack import Stack, adjoints, read_out, trajectory
 
 DRAWS = 256
 """Moves drawn in a round."""
@@ -62,29 +62,28 @@ def anneal_rounds(
 
     Temperatures are in units of the MSE.
     """
-    depth, weight = stack.depth, jnp.ones(len(x))
+    depth, weight = stack.depth, jnp.full(len(x), 1 / pred.size)
 
-    def measure(arrangement: Int[Array, "L 2"]) -> tuple[Float[Array, ""], Float[Array, "3 L L"]]:
-        sums = first_order_sums(stack, arrangement, x, pred, weight)
-        left = jnp.arange(depth - 1)
-        return sums.mse / pred.size, sums.far.at[:, left, left + 1].set(sums.adjacent) / pred.size
+    def predict(arrangement: Int[Array, "L 2"], states: Float[Array, "L+1 N d"], error) -> Float[Array, "3 L L"]:
+        changes = far_changes(Linearised(states, adjoints(stack, arrangement, states)))
+        return jnp.stack([effect_sum(change, error, weight) for change in changes])
 
     def step(at: Annealed) -> Annealed:
         key, drawing, testing = jax.random.split(at.key, 3)
         temperature = hot * (cold / hot) ** (at.rounds / schedule)
         candidate, applied, allowed = _apply_drawn(at, temperature, drawing)
-        mse = squared_error(stack, candidate, 0, x, pred, weight) / pred.size
+        states = trajectory(stack, candidate, x)
+        error = read_out(stack, states[-1]) - pred
+        mse = jnp.mean(error**2)
         beyond = mse - at.mse - allowed
         accepted = jnp.isinf(at.mse) | ((applied > 0) & (beyond < temperature * jax.random.exponential(testing)))
-        arrangement = jnp.where(accepted, candidate, at.arrangement)
-        mse, changes = lax.cond(accepted, measure, lambda _: (at.mse, at.changes), arrangement)
-        better = mse < at.best_mse
+        better = accepted & (mse < at.best_mse)
         return Annealed(
-            arrangement=arrangement,
-            mse=mse,
-            best=jnp.where(better, arrangement, at.best),
+            arrangement=jnp.where(accepted, candidate, at.arrangement),
+            mse=jnp.where(accepted, mse, at.mse),
+            best=jnp.where(better, candidate, at.best),
             best_mse=jnp.where(better, mse, at.best_mse),
-            changes=changes,
+            changes=lax.cond(accepted, predict, lambda *_: at.changes, candidate, states, error),
             most=jnp.where(applied == 0, at.most, jnp.where(accepted, jnp.minimum(2 * at.most, depth), (at.most + 1) // 2)),
             rounds=at.rounds + 1,
             moves=at.moves + jnp.where(accepted, applied, 0),

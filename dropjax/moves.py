@@ -204,19 +204,22 @@ class FirstOrder(NamedTuple):
     """`FarChanges`' insertions to the right, to the left, and swaps."""
 
 
+def effect_sum(
+    change: Float[Array, "N o ..."], error: Float[Array, "N o"], weight: Float[Array, " N"]
+) -> Float[Array, "..."]:
+    """Weighted sum over rows of 2eΔ + Δ²: what changes Δ of the outputs add to the squared error, e = f − pred."""
+    behind = (1,) * (change.ndim - 2)
+    by_row = (2 * error.reshape(*error.shape, *behind) + change) * change
+    return jnp.sum(weight.reshape(-1, 1, *behind) * by_row, axis=(0, 1))
+
+
 def first_order_sums(
     stack: Stack, arrangement: Int[Array, "L 2"], x, pred, weight: Float[Array, " N"], far: bool | Array = True
 ) -> FirstOrder:
     """`score_first_order` as sums over weighted rows; the moves over any distance only where `far` is true."""
     at = linearise(stack, arrangement, x)
     error = read_out(stack, at.states[-1]) - pred
-
-    def effect(change: Float[Array, "N o ..."]) -> Array:
-        """Sum of the change 2eΔ + Δ² in squared error."""
-        behind = (1,) * (change.ndim - 2)
-        by_row = (2 * error.reshape(*error.shape, *behind) + change) * change
-        return jnp.sum(weight.reshape(-1, 1, *behind) * by_row, axis=(0, 1))
-
+    effect = partial(effect_sum, error=error, weight=weight)
     nowhere = jnp.zeros((3, stack.depth, stack.depth))
     return FirstOrder(
         mse=jnp.sum(weight[:, None] * error**2),

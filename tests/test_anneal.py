@@ -10,7 +10,7 @@ L, D, H = 7, 4, 9
 
 def drawn(seed, rows=64):
     rng = np.random.default_rng(seed)
-    stack = reference.random_stack(rng, L, D, H, 1)
+    stack = reference.random_stack(rng, L, D, H, 1, size=0.2)
     x = rng.normal(size=(rows, D)).astype(np.float32)
     truth = reference.random_arrangement(rng, L)
     pred = reference.outputs(stack, truth, x).astype(np.float32)
