@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -17,8 +16,9 @@ from jaxtyping import Array, Float, Int
 
 from dropjax import bradley_terry, seeding, verify
 from dropjax.device import MEMORY, PRECISION, describe, scored_together
+from dropjax.ladder import SIZES, Ladder
 from dropjax.moves import SWAP, pairs_of_positions, score_moves
-from dropjax.pairing import pair
+from dropjax.pairing import doubtful, pair, pair_surely, regrets
 from dropjax.puzzle import Puzzle
 from dropjax.repair import bubble_repair, guided_repair, guided_rounds, start_guided
 from dropjax.solution import Outcome, Pairing, Solution, Stage
@@ -37,13 +37,23 @@ MOVES_PER_CALL = 256
 STALLED = "no move lowers the MSE"
 """Why a search ends that was not stopped."""
 
+NOTHING_TO_FIND = "no order of these pieces follows pred on rows that the search did not look at"
+"""Why a search ends early."""
+
+HOPELESS = 0.5
+"""Fraction of pred's variance that a seed order's MSE has to be under to be repaired before anything is annealed."""
+
+ATTEMPTS = 3
+"""Annealings from new starts before `auto` turns to the paper's exact route."""
+
 
 @dataclass(frozen=True)
 class Options:
     """What a solve can be told; every default is what somebody with a puzzle would want."""
 
     method: Literal["auto", "paper"] = "auto"
-    pairing: Literal["ddr"] = "ddr"
+    pairing: str | None = None
+    """A signal of `pairing.pair`. None: ddr and, for `auto`, where that leaves doubt, the signal that separates best."""
     seed_order: str | None = None
     """One of `seeding.SEED_ORDERS`. None: delta_norm for `paper`, the best of all for `auto`."""
     direction: Literal["ascending", "descending"] | None = None
@@ -206,11 +216,11 @@ def solve(
         ahead = _compile_ahead(problem, pool)
         run = Run(problem, options, pred_noise, progress or Progress(), interrupted, started, ahead)
         with run.stage("pairing"):
-            pairing = pair(problem.stack.w_in, problem.stack.w_out, options.memory)
+            pairing = _pair(problem.stack, options)
         initial = None if options.initial_order is None else puzzle.arrangement(options.initial_order)
         pairs = np.stack([np.arange(puzzle.depth), pairing.partner], axis=1) if initial is None else initial
         pairs = pairs[np.argsort(pairs[:, 0])].astype(np.int32)
-        searched = {"auto": _auto, "paper": _paper}[options.method](run, pairs, initial)
+        searched = {"auto": _auto, "paper": _paper}[options.method](run, pairing, pairs, initial)
         search_ended = time.perf_counter()
         with run.stage("verify") as record:
             verdict = _verify(run, puzzle, searched.arrangement)
@@ -301,15 +311,21 @@ class CompileClock:
 
 
 def _doubtful(puzzle: Puzzle, pairing: Pairing) -> list[int]:
-    """The input halves whose chosen partner is not clear of the runner-up by a tenth of its score."""
-    doubt = pairing.gap < 0.1 * pairing.own
-    return [int(n) for n in puzzle.in_numbers[doubt]]
+    """The input halves whose partner is not clear of chance, the most doubtful first."""
+    return [int(n) for n in puzzle.in_numbers[doubtful(pairing)]]
 
 
 # Strategies
 
 
-def _paper(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
+def _pair(stack: Stack, options: Options) -> Pairing:
+    signal = options.pairing or ("ddr" if options.method == "paper" else None)
+    if signal is None:
+        return pair_surely(stack.w_in, stack.w_out, options.memory)
+    return pair(stack.w_in, stack.w_out, options.memory, signal)
+
+
+def _paper(run: Run, _: Pairing, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
     """The paper's pipeline: a seed order, Bradley–Terry over all swaps, bubble repair."""
     options = run.options
     few = run.problem.first(options.search_rows)
@@ -375,8 +391,9 @@ def swap_gaps(
     return gaps - gaps.T
 
 
-def _auto(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
-    """Guided repair from the best of all seed orders; where it stalls, from the next best; then the paper's exact route."""
+def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
+    """Guided repair from the best of all seed orders; where it stalls, from the next best; then annealing with pairings by
+    least squares; then the paper's exact route."""
     starts = _starts(run, pairs, initial)
     few = run.problem.first(run.options.search_rows)
 
@@ -384,12 +401,58 @@ def _auto(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2
         ranked = _rank(run, few, arrangement)
         return ranked if run.stop() else _bubble(run, few, ranked)
 
+    def searches() -> Iterator[Searched]:
+        promising = [start for start in starts if start.mse < HOPELESS * np.var(few.pred)]
+        for start in promising if len(doubtful(pairing)) == 0 else promising[:1]:
+            yield Searched(_guided(run, start.arrangement), start.name, STALLED)
+        for attempt in range(ATTEMPTS):
+            climbed = _climb(run, pairing, starts[0].arrangement, attempt)
+            if climbed is None:
+                yield Searched(starts[0].arrangement, starts[0].name, NOTHING_TO_FIND)
+                return
+            yield Searched(climbed, starts[0].name, STALLED)
+        for start in starts:
+            yield Searched(exactly(start.arrangement), start.name, STALLED)
+
     found: list[Searched] = []
-    for search, start in ((search, start) for search in (partial(_guided, run), exactly) for start in starts):
-        found.append(Searched(search(start.arrangement), start.name, run.stop() or STALLED))
-        if run.stop() or run.solved(found[-1].arrangement):
+    for searched in searches():
+        found.append(searched._replace(stop_reason=run.stop() or searched.stop_reason))
+        if run.stop() or run.solved(searched.arrangement):
             break
-    return min(found, key=lambda searched: run.full_pass(searched.arrangement).mse)
+    best = min(found, key=lambda searched: run.full_pass(searched.arrangement).mse)
+    return best._replace(stop_reason=found[-1].stop_reason)
+
+
+def _climb(run: Run, pairing: Pairing, start: Int[np.ndarray, "L 2"], attempt: int) -> Int[np.ndarray, "L 2"] | None:
+    """One attempt of the ladder; None where what annealing finds does not carry over to rows that it did not look at."""
+    stack, x, pred = run.problem
+    chains = os.cpu_count() or 1
+    seed = run.options.random_seed + 1000 * attempt
+    ladder = Ladder(stack, np.asarray(x), np.asarray(pred), run.stop, seed, run.options.memory)
+    doubt = np.argsort(regrets(pairing.score, pairing.partner), kind="stable")[: max(SIZES)]
+    rng = np.random.default_rng(seed)
+    first = [start] if attempt == 0 else []
+    with run.stage("annealing") as record:
+        randoms = [start[rng.permutation(len(start))] for _ in range(chains - len(first))]
+        climbed = ladder.ordered(first + randoms)[0]
+        record |= {"mse": climbed.mse, "rows": len(ladder.many[0]), "evaluations": climbed.rounds, "swaps": climbed.moves}
+    if not run.stop() and not ladder.carries_over(climbed.arrangement):
+        return None
+    for name, rung in (
+        ("least squares", lambda at: ladder.paired(at, doubt, pairing.score)),
+        ("scan", lambda at: ladder.scanned(at, doubt)),
+    ):
+        if run.stop() or run.solved(climbed.arrangement):
+            break
+        with run.stage(name) as record:
+            climbed = rung(climbed)
+            record |= {
+                "mse": climbed.mse,
+                "rows": len(ladder.many[0]),
+                "evaluations": climbed.rounds,
+                "swaps": climbed.moves,
+            }
+    return climbed.arrangement if run.stop() or run.solved(climbed.arrangement) else _guided(run, climbed.arrangement)
 
 
 class Start(NamedTuple):
@@ -397,6 +460,8 @@ class Start(NamedTuple):
 
     name: str
     arrangement: Int[np.ndarray, "L 2"]
+    mse: float = 0.0
+    """Over few rows; 0 where it was asked for by name."""
 
 
 def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> list[Start]:
@@ -412,7 +477,7 @@ def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L
         seeds = seeding.portfolio(few.stack, pairs, few.x, few.pred)
         arrangements, mse = np.asarray(seeds.arrangements), np.asarray(seeds.mse)
         record |= {"mse": float(mse.min()), "rows": len(few.x), "evaluations": len(mse)}
-    named = [Start(" ".join(name), arrangement) for name, arrangement in zip(seeding.SEEDS, arrangements, strict=True)]
+    named = [Start(" ".join(name), *rest) for name, *rest in zip(seeding.SEEDS, arrangements, mse, strict=True)]
     best = [named[k] for k in np.argsort(mse, kind="stable")[:FALLBACK_SEEDS]]
     papers = [start for start in named if start.name in ("delta_norm ascending", "w_out_norm ascending")]
     return best + [start for start in papers if start not in best]

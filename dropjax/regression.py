@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from dropjax.moves import linearise
 from dropjax.stack import ACTIVATIONS, Stack, pick, preactivation, product, read_out
 
-RIDGES = (1e-4, 1e-3, 1e-2)
-"""Ridges, as fractions of the features' mean square."""
+RIDGES = (0.1, 0.3, 1.0, 3.0)
+"""Ridges, in units of the features' mean square sum: weaker ones find the pairing at hand, whatever it is."""
 
 
 @jax.jit

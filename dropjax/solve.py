@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from dropjax import bradley_terry, console, device, files, pipeline, seeding
+from dropjax.pairing import SIGNALS, TEMPLATE
 from dropjax.puzzle import Puzzle
 from dropjax.solution import Solution
 from dropjax.stack import ACTIVATIONS
@@ -63,7 +64,10 @@ def parser() -> console.Parser:
     )
     search = p.add_argument_group("search")
     search.add_argument("--method", choices=("auto", "paper"), default=defaults.method)
-    search.add_argument("--pairing", choices=("ddr",), default=defaults.pairing, help="signal that pairs the halves")
+    signals = ("auto", *SIGNALS, TEMPLATE)
+    search.add_argument(
+        "--pairing", choices=signals, help="signal that pairs the halves (default: ddr, or auto where that leaves doubt)"
+    )
     search.add_argument("--seed-order", choices=seeding.SEED_ORDERS, help="default: the best of all (paper: delta_norm)")
     search.add_argument("--direction", choices=seeding.DIRECTIONS, help="of the seed order (default: ascending)")
     search.add_argument("--rank", choices=("bradley_terry", "none"), default=defaults.rank, help="of --method paper")

@@ -1,0 +1,154 @@
+"""Recovering a stack whose seed orders say little and whose pairs are in doubt.
+
+Rung by rung, each from the best so far: the order is annealed with the pairs as they are; then pairings by least squares
+are tried, each judged after a short annealing of its own; at last every move is scored exactly, the best one made, and so
+on until none helps.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from dropjax.anneal import anneal_rounds, start_annealing
+from dropjax.device import MEMORY, scored_together
+from dropjax.moves import PAIR_SWAP, SWAP, insertions, moved, pairs_of_positions, score_arrangements, score_moves
+from dropjax.regression import proposals
+from dropjax.stack import Stack, forward
+
+ROWS = 512
+"""Rows that annealing decides on: with 256, an order can fit the rows and not the table."""
+REGRESSION_ROWS = 4000
+"""Rows that pairings by least squares are fitted to and judged on."""
+HOT, COLD = 4.5e-3, 1.2e-3
+"""First and last temperature of a whole annealing, in variances of pred: between them an order forms."""
+ROUNDS = 3000
+"""Of a whole annealing."""
+SIZES = (8, 12, 16, 24)
+"""Doubtful pairs that a regression is fitted to."""
+TRIED = 4
+"""Proposed pairings that are tried before the next whole annealing."""
+SHORT = 250
+"""Rounds of the annealing that a proposed pairing is judged after."""
+PART = 50
+"""Rounds between two looks at the clock."""
+
+
+class Climbed(NamedTuple):
+    """How far it got."""
+
+    arrangement: Int[np.ndarray, "L 2"]
+    mse: float
+    """Over the first `REGRESSION_ROWS` rows."""
+    rounds: int
+    """Rounds of annealing and candidates scored exactly."""
+    moves: int
+
+
+class Ladder:
+    """The rungs for one stack and table; all randomness from `seed`."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        x: Float[np.ndarray, "N d"],
+        pred: Float[np.ndarray, "N o"],
+        stop: Callable[[], object],
+        seed: int,
+        memory: int = MEMORY,
+    ) -> None:
+        self.stack, self.stop, self.seed, self.memory = stack, stop, seed, memory
+        self.few = jax.device_put((np.asarray(x)[:ROWS], np.asarray(pred)[:ROWS]))
+        self.many = jax.device_put((np.asarray(x)[:REGRESSION_ROWS], np.asarray(pred)[:REGRESSION_ROWS]))
+        self.variance = float(np.var(np.asarray(pred), axis=0).mean())
+
+    def judged(self, arrangement: Int[np.ndarray, "L 2"], rounds: int = 0, moves: int = 0) -> Climbed:
+        """The arrangement with its MSE over many rows."""
+        mse = score_arrangements(self.stack, arrangement[None], *self.many, memory=self.memory)
+        return Climbed(arrangement, float(mse[0]), rounds, moves)
+
+    def annealed(self, start: Int[np.ndarray, "L 2"], hot: float, cold: float, rounds: int, seed: int) -> Climbed:
+        """The best order of one annealing."""
+        at = start_annealing(start, seed)
+        schedule = np.float32(hot), np.float32(cold), np.int32(rounds), np.int32(PART)
+        while int(at.rounds) < rounds and not self.stop():
+            at = anneal_rounds(self.stack, at, *self.few, *schedule)
+        return self.judged(np.asarray(at.best), int(at.rounds), int(at.moves))
+
+    def ordered(self, starts: Sequence[Int[np.ndarray, "L 2"]]) -> list[Climbed]:
+        """A whole annealing from each start, side by side; the best first."""
+        hot, cold = HOT * self.variance, COLD * self.variance
+        with ThreadPoolExecutor(len(starts)) as pool:
+            seeds = range(self.seed, self.seed + len(starts))
+            chains = pool.map(lambda start, seed: self.annealed(start, hot, cold, ROUNDS, seed), starts, seeds)
+            return sorted(chains, key=lambda chain: chain.mse)
+
+    def carries_over(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
+        """Whether the outputs follow pred on rows that annealing did not decide on; True where there are none.
+
+        Outputs that know nothing of pred correlate with it by 1/√N; six times as much is no accident.
+        """
+        x, pred = (a[ROWS:] for a in self.many)
+        if len(x) < ROWS:
+            return True
+        outputs = np.asarray(forward(self.stack.arranged(jax.device_put(arrangement)), x), np.float64)
+        both = [np.corrcoef(of, wanted)[0, 1] for of, wanted in zip(outputs.T, np.asarray(pred).T, strict=True)]
+        return bool(np.nanmax(both) > 6 / np.sqrt(len(x)))
+
+    def paired(self, best: Climbed, doubtful: Int[np.ndarray, " D"], score: Float[np.ndarray, "L L"]) -> Climbed:
+        """Pairings by least squares, as long as one of them lowers the MSE after a short annealing."""
+        tried = {best.arrangement.tobytes()}
+        rounds = moves = 0
+        while not self.stop():
+            found = proposals(self.stack, best.arrangement, doubtful, score, *self.many, sizes=SIZES)
+            new = [pairing for pairing in found if pairing.tobytes() not in tried][:TRIED]
+            better = None
+            for pairing in (*new, best.arrangement):
+                tried.add(pairing.tobytes())
+                self.seed += 1
+                chain = self.annealed(pairing, best.mse / 20, best.mse / 1000, SHORT, self.seed)
+                rounds, moves = rounds + chain.rounds, moves + chain.moves
+                if chain.mse < best.mse * 0.999:
+                    better = chain
+                    break
+            if better is None:
+                break
+            best = better
+        return best._replace(rounds=rounds, moves=moves)
+
+    def scanned(self, best: Climbed, doubtful: Int[np.ndarray, " D"]) -> Climbed:
+        """The best of all swaps, insertions and doubtful pair swaps, scored exactly, as long as one lowers the MSE."""
+        depth = self.stack.depth
+        swaps = pairs_of_positions(depth, PAIR_SWAP)
+        count = 0
+        while not self.stop():
+            places = np.argsort(best.arrangement[:, 0])[doubtful]
+            pair_swaps = swaps[np.isin(swaps[:, 1:], places).all(axis=1)]
+            moves = np.concatenate([pairs_of_positions(depth, SWAP), insertions(depth), pair_swaps])
+            moves = moves[np.argsort(moves[:, 1:].min(axis=1), kind="stable")]
+            scores = self._scores(best.arrangement, moves)
+            count += len(moves)
+            if scores is None:
+                break
+            tops = [np.asarray(moved(best.arrangement, moves[k])) for k in np.argsort(scores)[:4]]
+            chain = min(map(self.judged, tops), key=lambda judged: judged.mse)
+            if not chain.mse < best.mse:
+                break
+            best = chain._replace(moves=best.moves + 1)
+        return best._replace(rounds=count)
+
+    def _scores(self, arrangement, moves: Int[np.ndarray, "K 3"]) -> Float[np.ndarray, " K"] | None:
+        """MSE over few rows after each move; None where stopped."""
+        depth, scores = self.stack.depth, []
+        nothing = np.full((-len(moves) % 256, 3), (SWAP, depth - 1, depth - 1), np.int32)
+        padded = np.concatenate([moves, nothing])
+        for start in range(0, len(padded), 256):
+            if self.stop():
+                return None
+            part = padded[start : start + 256]
+            together = scored_together(depth)
+            scores.append(np.asarray(score_moves(self.stack, arrangement, part, *self.few, together, self.memory)))
+        return np.concatenate(scores)[: len(moves)]
