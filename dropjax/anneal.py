@@ -41,10 +41,16 @@ class Annealed(NamedTuple):
 def start_annealing(arrangement: Int[np.ndarray, "L 2"], seed: int) -> Annealed:
     """The state before the first round."""
     depth = len(arrangement)
-    here, infinite, nowhere, zero, one = jax.device_put(
-        (arrangement, np.float32(np.inf), np.zeros((3, depth, depth), np.float32), np.int32(0), np.int32(1))
+    here, infinite, nowhere, zero = jax.device_put(
+        (arrangement, np.float32(np.inf), np.zeros((3, depth, depth), np.float32), np.int32(0))
     )
-    return Annealed(here, infinite, here, infinite, nowhere, one, zero, zero, jax.random.key(seed))
+    return Annealed(here, infinite, here, infinite, nowhere, zero, zero, zero, jax.random.key(seed))
+
+
+def from_here(at: Annealed, arrangement: Int[np.ndarray, "L 2"]) -> Annealed:
+    """The same annealing gone on with from another arrangement: its first round does nothing but look at it."""
+    infinite, zero = jax.device_put((np.float32(np.inf), np.int32(0)))
+    return at._replace(arrangement=jax.device_put(arrangement), mse=infinite, best_mse=infinite, most=zero)
 
 
 @jax.jit
@@ -84,7 +90,11 @@ def anneal_rounds(
             best=jnp.where(better, candidate, at.best),
             best_mse=jnp.where(better, mse, at.best_mse),
             changes=lax.cond(accepted, predict, lambda *_: at.changes, candidate, states, error),
-            most=jnp.where(applied == 0, at.most, jnp.where(accepted, jnp.minimum(2 * at.most, depth), (at.most + 1) // 2)),
+            most=jnp.where(
+                applied == 0,
+                jnp.maximum(at.most, 1),
+                jnp.where(accepted, jnp.minimum(2 * at.most, depth), (at.most + 1) // 2),
+            ),
             rounds=at.rounds + 1,
             moves=at.moves + jnp.where(accepted, applied, 0),
             key=key,

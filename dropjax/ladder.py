@@ -1,8 +1,8 @@
 """Recovering a stack whose seed orders say little and whose pairs are in doubt.
 
-Rung by rung, each from the best so far: the order is annealed with the pairs as they are; then pairings by least squares
-are tried, each judged after a short annealing of its own; at last every move is scored exactly, the best one made, and so
-on until none helps.
+Rung by rung, each from the best so far: the order is annealed, and pairings by least squares are taken where they help at
+once; then others are tried, each judged after a short annealing of its own; at last every move is scored exactly, the
+best one made, and so on until none helps.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,22 +13,30 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from dropjax.anneal import anneal_rounds, start_annealing
+from dropjax.anneal import anneal_rounds, from_here, start_annealing
 from dropjax.device import MEMORY, scored_together
 from dropjax.moves import PAIR_SWAP, SWAP, insertions, moved, pairs_of_positions, score_arrangements, score_moves
+from dropjax.pairing import regrets
 from dropjax.regression import proposals
+from dropjax.solution import Pairing
 from dropjax.stack import Stack, forward
 
 ROWS = 512
 """Rows that annealing decides on: with 256, an order can fit the rows and not the table."""
 REGRESSION_ROWS = 4000
 """Rows that pairings by least squares are fitted to and judged on."""
-HOT, COLD = 4.5e-3, 1.2e-3
+HOT, COLD = 5e-3, 1e-3
 """First and last temperature of a whole annealing, in variances of pred: between them an order forms."""
-ROUNDS = 3000
+ROUNDS = 4000
 """Of a whole annealing."""
-SIZES = (8, 12, 16, 24)
+SIZES = (12, 16, 24, 48)
 """Doubtful pairs that a regression is fitted to."""
+DOUBTFUL = 16
+"""Doubtful pairs whose exchanges are scored one by one."""
+ROUGH = 0.5
+"""Fraction of pred's variance that an order's MSE has to be under for least squares to be tried on it."""
+EVERY = 200
+"""Rounds between two trials of least squares."""
 TRIED = 4
 """Proposed pairings that are tried before the next whole annealing."""
 SHORT = 250
@@ -56,6 +64,7 @@ class Ladder:
         stack: Stack,
         x: Float[np.ndarray, "N d"],
         pred: Float[np.ndarray, "N o"],
+        pairing: Pairing,
         stop: Callable[[], object],
         seed: int,
         memory: int = MEMORY,
@@ -63,6 +72,9 @@ class Ladder:
         self.stack, self.stop, self.seed, self.memory = stack, stop, seed, memory
         self.few = jax.device_put((np.asarray(x)[:ROWS], np.asarray(pred)[:ROWS]))
         self.many = jax.device_put((np.asarray(x)[:REGRESSION_ROWS], np.asarray(pred)[:REGRESSION_ROWS]))
+        self.score = pairing.score
+        self.doubtful = np.argsort(regrets(pairing.score, pairing.partner), kind="stable")
+        """Input halves, the most doubtful first."""
         self.variance = float(np.var(np.asarray(pred), axis=0).mean())
 
     def judged(self, arrangement: Int[np.ndarray, "L 2"], rounds: int = 0, moves: int = 0) -> Climbed:
@@ -71,20 +83,29 @@ class Ladder:
         return Climbed(arrangement, float(mse[0]), rounds, moves)
 
     def annealed(self, start: Int[np.ndarray, "L 2"], hot: float, cold: float, rounds: int, seed: int) -> Climbed:
-        """The best order of one annealing."""
+        """The best order of one annealing, its pairs replaced on the way where least squares at once finds better ones."""
         at = start_annealing(start, seed)
         schedule = np.float32(hot), np.float32(cold), np.int32(rounds), np.int32(PART)
         while int(at.rounds) < rounds and not self.stop():
             at = anneal_rounds(self.stack, at, *self.few, *schedule)
+            if float(at.mse) < ROUGH * self.variance and int(at.rounds) % EVERY == 0:
+                here = self.judged(np.asarray(at.arrangement))
+                better = min(map(self.judged, self.proposed(here.arrangement)[:TRIED]), key=lambda of: of.mse, default=here)
+                if better.mse < here.mse:
+                    at = from_here(at, better.arrangement)
         return self.judged(np.asarray(at.best), int(at.rounds), int(at.moves))
 
-    def ordered(self, starts: Sequence[Int[np.ndarray, "L 2"]]) -> list[Climbed]:
-        """A whole annealing from each start, side by side; the best first."""
+    def proposed(self, arrangement: Int[np.ndarray, "L 2"]) -> list[Int[np.ndarray, "L 2"]]:
+        """Other pairings by least squares, the likeliest first."""
+        return proposals(self.stack, arrangement, self.doubtful, self.score, *self.many, sizes=SIZES)
+
+    def ordered(self, starts: Sequence[Int[np.ndarray, "L 2"]]) -> Climbed:
+        """The best of whole annealings, one from each start, side by side."""
         hot, cold = HOT * self.variance, COLD * self.variance
         with ThreadPoolExecutor(len(starts)) as pool:
             seeds = range(self.seed, self.seed + len(starts))
             chains = pool.map(lambda start, seed: self.annealed(start, hot, cold, ROUNDS, seed), starts, seeds)
-            return sorted(chains, key=lambda chain: chain.mse)
+            return min(chains, key=lambda chain: chain.mse)
 
     def carries_over(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
         """Whether the outputs follow pred on rows that annealing did not decide on; True where there are none.
@@ -98,13 +119,12 @@ class Ladder:
         both = [np.corrcoef(of, wanted)[0, 1] for of, wanted in zip(outputs.T, np.asarray(pred).T, strict=True)]
         return bool(np.nanmax(both) > 6 / np.sqrt(len(x)))
 
-    def paired(self, best: Climbed, doubtful: Int[np.ndarray, " D"], score: Float[np.ndarray, "L L"]) -> Climbed:
+    def paired(self, best: Climbed) -> Climbed:
         """Pairings by least squares, as long as one of them lowers the MSE after a short annealing."""
         tried = {best.arrangement.tobytes()}
         rounds = moves = 0
         while not self.stop():
-            found = proposals(self.stack, best.arrangement, doubtful, score, *self.many, sizes=SIZES)
-            new = [pairing for pairing in found if pairing.tobytes() not in tried][:TRIED]
+            new = [pairing for pairing in self.proposed(best.arrangement) if pairing.tobytes() not in tried][:TRIED]
             better = None
             for pairing in (*new, best.arrangement):
                 tried.add(pairing.tobytes())
@@ -119,13 +139,13 @@ class Ladder:
             best = better
         return best._replace(rounds=rounds, moves=moves)
 
-    def scanned(self, best: Climbed, doubtful: Int[np.ndarray, " D"]) -> Climbed:
+    def scanned(self, best: Climbed) -> Climbed:
         """The best of all swaps, insertions and doubtful pair swaps, scored exactly, as long as one lowers the MSE."""
         depth = self.stack.depth
         swaps = pairs_of_positions(depth, PAIR_SWAP)
         count = 0
         while not self.stop():
-            places = np.argsort(best.arrangement[:, 0])[doubtful]
+            places = np.argsort(best.arrangement[:, 0])[self.doubtful[:DOUBTFUL]]
             pair_swaps = swaps[np.isin(swaps[:, 1:], places).all(axis=1)]
             moves = np.concatenate([pairs_of_positions(depth, SWAP), insertions(depth), pair_swaps])
             moves = moves[np.argsort(moves[:, 1:].min(axis=1), kind="stable")]

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float, Int
 
 from dropjax import bradley_terry, seeding, verify
 from dropjax.device import MEMORY, PRECISION, describe, scored_together
-from dropjax.ladder import SIZES, Ladder
+from dropjax.ladder import Ladder
 from dropjax.moves import SWAP, pairs_of_positions, score_moves
-from dropjax.pairing import doubtful, pair, pair_surely, regrets
+from dropjax.pairing import doubtful, pair, pair_surely
 from dropjax.puzzle import Puzzle
 from dropjax.repair import bubble_repair, guided_repair, guided_rounds, start_guided
 from dropjax.solution import Outcome, Pairing, Solution, Stage
@@ -428,20 +428,16 @@ def _climb(run: Run, pairing: Pairing, start: Int[np.ndarray, "L 2"], attempt: i
     stack, x, pred = run.problem
     chains = os.cpu_count() or 1
     seed = run.options.random_seed + 1000 * attempt
-    ladder = Ladder(stack, np.asarray(x), np.asarray(pred), run.stop, seed, run.options.memory)
-    doubt = np.argsort(regrets(pairing.score, pairing.partner), kind="stable")[: max(SIZES)]
+    ladder = Ladder(stack, np.asarray(x), np.asarray(pred), pairing, run.stop, seed, run.options.memory)
     rng = np.random.default_rng(seed)
     first = [start] if attempt == 0 else []
     with run.stage("annealing") as record:
         randoms = [start[rng.permutation(len(start))] for _ in range(chains - len(first))]
-        climbed = ladder.ordered(first + randoms)[0]
+        climbed = ladder.ordered(first + randoms)
         record |= {"mse": climbed.mse, "rows": len(ladder.many[0]), "evaluations": climbed.rounds, "swaps": climbed.moves}
     if not run.stop() and not ladder.carries_over(climbed.arrangement):
         return None
-    for name, rung in (
-        ("least squares", lambda at: ladder.paired(at, doubt, pairing.score)),
-        ("scan", lambda at: ladder.scanned(at, doubt)),
-    ):
+    for name, rung in (("least squares", ladder.paired), ("exact scan", ladder.scanned)):
         if run.stop() or run.solved(climbed.arrangement):
             break
         with run.stage(name) as record:
