@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+import reference
+
+from dropjax import ladder
+from dropjax.ladder import Ladder
+from dropjax.solution import Pairing
+
+L, D, H = 7, 5, 9
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Small stacks need few rounds."""
+    monkeypatch.setattr(ladder, "ROUNDS", 400)
+    monkeypatch.setattr(ladder, "SHORT", 100)
+
+
+def dropped(seed, wrong=0, rows=1200, shuffled=False):
+    """A ladder for a small stack, its truth, and a start in random order with some pairs wrong."""
+    rng = np.random.default_rng(seed)
+    stack = reference.random_stack(rng, L, D, H, 1, size=0.2)
+    x = rng.normal(size=(rows, D)).astype(np.float32)
+    truth = reference.random_arrangement(rng, L)
+    pred = reference.outputs(stack, truth, x).astype(np.float32)
+    if shuffled:
+        pred = rng.permutation(pred)
+    pairs = truth[np.argsort(truth[:, 0])]
+    pairs[:wrong, 1] = np.roll(pairs[:wrong, 1], 1)
+    score = rng.normal(size=(L, L)) / 10
+    score[np.arange(L), pairs[:, 1]] += 1
+    pairing = Pairing("drawn", score, pairs[:, 1], True)
+    calls = []
+    climb = Ladder(stack, x, pred, pairing, lambda: calls.append(1), seed)
+    return climb, truth, pairs[rng.permutation(L)], calls
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_random_order_with_wrong_pairs_is_recovered(seed):
+    climb, truth, start, calls = dropped(seed, wrong=2)
+    found = climb.ordered([start, start[::-1].copy()])
+    found = climb.scanned(climb.paired(found))
+    np.testing.assert_array_equal(found.arrangement, truth)
+    assert found.mse < 1e-9
+    assert calls, "the clock is looked at"
+
+
+def test_the_scan_alone_mends_one_move_of_each_kind():
+    climb, truth, _, _ = dropped(3)
+    for change in ([1, 0, 2, 3, 4, 5, 6], [4, 1, 2, 3, 0, 5, 6], [1, 2, 3, 4, 5, 0, 6]):
+        found = climb.scanned(climb.judged(truth[change]))
+        np.testing.assert_array_equal(found.arrangement, truth)
+        assert found.moves >= 1
+    swapped = truth.copy()
+    swapped[[2, 5], 1] = swapped[[5, 2], 1]
+    np.testing.assert_array_equal(climb.scanned(climb.judged(swapped)).arrangement, truth)
+
+
+def test_the_truth_is_left_alone():
+    climb, truth, _, _ = dropped(4)
+    at = climb.judged(truth)
+    for rung in (climb.paired, climb.scanned):
+        np.testing.assert_array_equal(rung(at).arrangement, truth)
+
+
+def test_what_shuffled_pred_teaches_does_not_carry_over():
+    climb, truth, start, _ = dropped(5)
+    assert climb.carries_over(truth)
+    climb, _, start, _ = dropped(5, shuffled=True)
+    assert not climb.carries_over(climb.ordered([start]).arrangement)
+
+
+def test_a_stop_ends_every_rung_at_once():
+    climb, _, start, _ = dropped(6)
+    climb.stop = lambda: "time limit"
+    at = climb.ordered([start])
+    assert at.rounds == 0
+    np.testing.assert_array_equal(climb.scanned(climb.paired(at)).arrangement, start)
