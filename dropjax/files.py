@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dropjax.convert import read_pth, write_pth
+from dropjax.page import short_page
 from dropjax.puzzle import ROLES, InputError, Piece, Puzzle
 from dropjax.solution import Solution
 
@@ -298,7 +299,8 @@ def _write_tensors(path: Path, arrays: Mapping[str, NDArray], metadata: dict[str
 
 
 def write_result(folder: str | Path, solution: Solution, expected_sha256: str | None = None) -> None:
-    """The result folder: `permutation.txt`, `solution.json`, and the reassembled stack as `model.safetensors`.
+    """The result folder: `permutation.txt`, `solution.json`, the reassembled stack as `model.safetensors`, and `index.html`,
+    a page for people.
 
     The model's names are those of PyTorch's `nn.Sequential` over the paper's two classes: `0.inp.weight`, …,
     `L.layer.weight`. Raises `InputError` where the folder cannot be written.
@@ -308,12 +310,13 @@ def write_result(folder: str | Path, solution: Solution, expected_sha256: str | 
     model = {f"{k}.{name}": layer for name, layers in halves.items() for k, layer in enumerate(np.asarray(layers))}
     last = {"weight": stack.w_last, "bias": stack.b_last}
     model |= {f"{stack.depth}.layer.{name}": np.asarray(layer) for name, layer in last.items()}
-    record = _json(solution, expected_sha256)
+    record, page = _json(solution, expected_sha256), short_page(solution, expected_sha256)
     _write_all(
         {
             folder / "model.safetensors": lambda path: _write_tensors(path, model),
             folder / "permutation.txt": lambda path: path.write_text(solution.permutation_text),
             folder / "solution.json": lambda path: path.write_text(record),
+            folder / "index.html": lambda path: path.write_text(page, encoding="utf-8"),
         }
     )
 

@@ -25,17 +25,17 @@ ROWS = 512
 """Rows that annealing decides on: with 256, an order can fit the rows and not the table."""
 REGRESSION_ROWS = 4000
 """Rows that pairings by least squares are fitted to and judged on."""
-HOT, COLD = 5e-3, 1e-3
-"""First and last temperature of a whole annealing, in variances of pred: between them an order forms."""
-ROUNDS = 4000
-"""Of a whole annealing."""
+HOT, COLD = 3e-3, 1e-3
+"""First and last temperature of an annealing, in variances of pred: between them an order forms."""
+TRIAL, ROUNDS = 100, 3000
+"""Rounds of the annealing that a start is judged after, and of a whole one."""
 SIZES = (12, 16, 24, 48)
 """Doubtful pairs that a regression is fitted to."""
 DOUBTFUL = 16
 """Doubtful pairs whose exchanges are scored one by one."""
 ROUGH = 0.5
 """Fraction of pred's variance that an order's MSE has to be under for least squares to be tried on it."""
-EVERY = 200
+EVERY = 400
 """Rounds between two trials of least squares."""
 TRIED = 4
 """Proposed pairings that are tried before the next whole annealing."""
@@ -99,13 +99,19 @@ class Ladder:
         """Other pairings by least squares, the likeliest first."""
         return proposals(self.stack, arrangement, self.doubtful, self.score, *self.many, sizes=SIZES)
 
-    def ordered(self, starts: Sequence[Int[np.ndarray, "L 2"]]) -> Climbed:
-        """The best of whole annealings, one from each start, side by side."""
+    def ordered(self, starts: Sequence[Int[np.ndarray, "L 2"]], chains: int) -> Climbed:
+        """The best of whole annealings, side by side, of the `chains` starts that a short annealing does most for."""
         hot, cold = HOT * self.variance, COLD * self.variance
-        with ThreadPoolExecutor(len(starts)) as pool:
-            seeds = range(self.seed, self.seed + len(starts))
-            chains = pool.map(lambda start, seed: self.annealed(start, hot, cold, ROUNDS, seed), starts, seeds)
-            return min(chains, key=lambda chain: chain.mse)
+
+        def annealed_for(rounds: int) -> Callable[[tuple[int, Int[np.ndarray, "L 2"]]], Climbed]:
+            return lambda start: self.annealed(start[1], hot, cold, rounds, self.seed + start[0])
+
+        with ThreadPoolExecutor(chains) as pool:
+            trials = sorted(pool.map(annealed_for(TRIAL), enumerate(starts)), key=lambda trial: trial.mse)
+            whole = list(pool.map(annealed_for(ROUNDS), enumerate(trial.arrangement for trial in trials[:chains])))
+        best = min(whole, key=lambda chain: chain.mse)
+        every = trials + whole
+        return best._replace(rounds=sum(one.rounds for one in every), moves=sum(one.moves for one in every))
 
     def carries_over(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
         """Whether the outputs follow pred on rows that annealing did not decide on; True where there are none.

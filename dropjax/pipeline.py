@@ -43,6 +43,9 @@ NOTHING_TO_FIND = "no order of these pieces follows pred on rows that the search
 HOPELESS = 0.5
 """Fraction of pred's variance that a seed order's MSE has to be under to be repaired before anything is annealed."""
 
+RANDOM_STARTS = 4
+"""Random orders among the starts of an annealing."""
+
 ATTEMPTS = 3
 """Annealings from new starts before `auto` turns to the paper's exact route."""
 
@@ -395,6 +398,8 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
     """Guided repair from the best of all seed orders; where it stalls, from the next best; then annealing with pairings by
     least squares; then the paper's exact route."""
     starts = _starts(run, pairs, initial)
+    papers = [start for start in starts[FALLBACK_SEEDS:] if start.name in ("delta_norm ascending", "w_out_norm ascending")]
+    repairable = starts[:FALLBACK_SEEDS] + papers
     few = run.problem.first(run.options.search_rows)
 
     def exactly(arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
@@ -402,16 +407,16 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
         return ranked if run.stop() else _bubble(run, few, ranked)
 
     def searches() -> Iterator[Searched]:
-        promising = [start for start in starts if start.mse < HOPELESS * np.var(few.pred)]
+        promising = [start for start in repairable if start.mse < HOPELESS * np.var(few.pred)]
         for start in promising if len(doubtful(pairing)) == 0 else promising[:1]:
             yield Searched(_guided(run, start.arrangement), start.name, STALLED)
         for attempt in range(ATTEMPTS):
-            climbed = _climb(run, pairing, starts[0].arrangement, attempt)
+            climbed = _climb(run, pairing, starts, attempt)
             if climbed is None:
                 yield Searched(starts[0].arrangement, starts[0].name, NOTHING_TO_FIND)
                 return
-            yield Searched(climbed, starts[0].name, STALLED)
-        for start in starts:
+            yield Searched(climbed, "annealed", STALLED)
+        for start in repairable:
             yield Searched(exactly(start.arrangement), start.name, STALLED)
 
     found: list[Searched] = []
@@ -423,17 +428,16 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
     return best._replace(stop_reason=found[-1].stop_reason)
 
 
-def _climb(run: Run, pairing: Pairing, start: Int[np.ndarray, "L 2"], attempt: int) -> Int[np.ndarray, "L 2"] | None:
+def _climb(run: Run, pairing: Pairing, starts: Sequence["Start"], attempt: int) -> Int[np.ndarray, "L 2"] | None:
     """One attempt of the ladder; None where what annealing finds does not carry over to rows that it did not look at."""
     stack, x, pred = run.problem
-    chains = os.cpu_count() or 1
     seed = run.options.random_seed + 1000 * attempt
     ladder = Ladder(stack, np.asarray(x), np.asarray(pred), pairing, run.stop, seed, run.options.memory)
     rng = np.random.default_rng(seed)
-    first = [start] if attempt == 0 else []
+    randoms = [starts[0].arrangement[rng.permutation(stack.depth)] for _ in range(RANDOM_STARTS)]
     with run.stage("annealing") as record:
-        randoms = [start[rng.permutation(len(start))] for _ in range(chains - len(first))]
-        climbed = ladder.ordered(first + randoms)
+        seeds = [start.arrangement for start in starts] if attempt == 0 else []
+        climbed = ladder.ordered(seeds + randoms, os.cpu_count() or 1)
         record |= {"mse": climbed.mse, "rows": len(ladder.many[0]), "evaluations": climbed.rounds, "swaps": climbed.moves}
     if not run.stop() and not ladder.carries_over(climbed.arrangement):
         return None
@@ -461,7 +465,7 @@ class Start(NamedTuple):
 
 
 def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> list[Start]:
-    """The given start, or the best seed orders of a portfolio and then the paper's two."""
+    """The given start, or all seed orders of the portfolio, the best first."""
     options, few = run.options, run.problem.first(SEED_ROWS)
     if initial is not None:
         return [Start("given", initial)]
@@ -474,9 +478,7 @@ def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L
         arrangements, mse = np.asarray(seeds.arrangements), np.asarray(seeds.mse)
         record |= {"mse": float(mse.min()), "rows": len(few.x), "evaluations": len(mse)}
     named = [Start(" ".join(name), *rest) for name, *rest in zip(seeding.SEEDS, arrangements, mse, strict=True)]
-    best = [named[k] for k in np.argsort(mse, kind="stable")[:FALLBACK_SEEDS]]
-    papers = [start for start in named if start.name in ("delta_norm ascending", "w_out_norm ascending")]
-    return best + [start for start in papers if start not in best]
+    return [named[k] for k in np.argsort(mse, kind="stable")]
 
 
 def _guided(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:

@@ -89,7 +89,9 @@ def parser() -> console.Parser:
     machine.add_argument("--memory", type=memory_size, default=defaults.memory, metavar="SIZE", help="such as 512M or 2G")
     machine.add_argument("--no-cache", action="store_true", help="keep no compiled programs between runs")
     result = p.add_argument_group("results")
-    result.add_argument("--out", type=Path, metavar="DIR", help="permutation.txt, solution.json, model.safetensors")
+    result.add_argument(
+        "--out", type=Path, metavar="DIR", help="permutation.txt, solution.json, model.safetensors, index.html"
+    )
     result.add_argument("--json", type=Path, metavar="FILE", help="solution.json alone")
     result.add_argument("--quiet", action="store_true", help="print the permutation alone")
     return p

@@ -246,7 +246,8 @@ def solution(puzzle: Puzzle) -> Solution:
 def test_a_result_folder_holds_the_answer_and_a_model_that_pytorch_loads(tmp_path: Path, puzzle: Puzzle, solution: Solution):
     files.write_result(tmp_path / "new" / "out", solution)
     out = tmp_path / "new" / "out"
-    assert {path.name for path in out.iterdir()} == {"permutation.txt", "solution.json", "model.safetensors"}
+    assert {path.name for path in out.iterdir()} == {"permutation.txt", "solution.json", "model.safetensors", "index.html"}
+    assert solution.sha256 in (out / "index.html").read_text(encoding="utf-8")
     assert (out / "permutation.txt").read_text() == ",".join(map(str, solution.permutation))
     assert files.read_permutation(out / "permutation.txt") == solution.permutation
 

@@ -13,6 +13,7 @@ L, D, H = 7, 5, 9
 def short(monkeypatch):
     """Small stacks need few rounds."""
     monkeypatch.setattr(ladder, "ROUNDS", 400)
+    monkeypatch.setattr(ladder, "TRIAL", 50)
     monkeypatch.setattr(ladder, "SHORT", 100)
 
 
@@ -38,7 +39,7 @@ def dropped(seed, wrong=0, rows=1200, shuffled=False):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_random_order_with_wrong_pairs_is_recovered(seed):
     climb, truth, start, calls = dropped(seed, wrong=2)
-    found = climb.ordered([start, start[::-1].copy()])
+    found = climb.ordered([start, start[::-1].copy()], 2)
     found = climb.scanned(climb.paired(found))
     np.testing.assert_array_equal(found.arrangement, truth)
     assert found.mse < 1e-9
@@ -67,12 +68,12 @@ def test_what_shuffled_pred_teaches_does_not_carry_over():
     climb, truth, start, _ = dropped(5)
     assert climb.carries_over(truth)
     climb, _, start, _ = dropped(5, shuffled=True)
-    assert not climb.carries_over(climb.ordered([start]).arrangement)
+    assert not climb.carries_over(climb.ordered([start], 1).arrangement)
 
 
 def test_a_stop_ends_every_rung_at_once():
     climb, _, start, _ = dropped(6)
     climb.stop = lambda: "time limit"
-    at = climb.ordered([start])
+    at = climb.ordered([start], 1)
     assert at.rounds == 0
     np.testing.assert_array_equal(climb.scanned(climb.paired(at)).arrangement, start)

@@ -1,0 +1,153 @@
+"""Which freshly trained stacks come back: recovery.py FOLDER [--short] [--table PUZZLE] [--time-limit S] [--json FILE].
+
+Trains a suite of recipes, drops each stack, and solves it with `paper` and with `auto`. Stacks and results are kept in FOLDER,
+each under its own name, so that an interrupted run goes on where it stopped. Ties count as recovered.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+from measuring import machine, versions
+
+import dropjax
+from dropjax import console, device, files, training
+from dropjax.puzzle import Puzzle
+from dropjax.training import Recipe
+
+METHODS = ("paper", "auto")
+
+
+class Entry(NamedTuple):
+    """One recipe of the suite, on the given table or, where it differs in shape, a generated one."""
+
+    name: str
+    recipe: Recipe
+    width: int | None = None
+    """Features of a generated table; None: the given table."""
+    outputs: int = 1
+
+
+SUITE = (
+    Entry("appendix A", Recipe()),
+    Entry("adam 1e-3", Recipe(rate=1e-3, epochs=60)),
+    Entry("adamw 0.1", Recipe(optimizer="adamw", rate=1e-3, decay=0.1, epochs=60)),
+    Entry("adamw 0.3", Recipe(optimizer="adamw", rate=1e-3, decay=0.3, epochs=60)),
+    Entry("adamw 3", Recipe(optimizer="adamw", rate=1e-3, decay=3.0, epochs=60)),
+    Entry("sgd", Recipe(optimizer="sgd", rate=1e-2, epochs=60)),
+    Entry("gelu", Recipe(activation="gelu", rate=1e-3, epochs=60)),
+    Entry("silu", Recipe(activation="silu", rate=1e-3, epochs=60)),
+    Entry("three outputs", Recipe(rate=1e-3, epochs=60), width=48, outputs=3),
+    Entry("L = 12", Recipe(depth=12, rate=1e-3, epochs=60)),
+    Entry("L = 24", Recipe(depth=24, rate=1e-3, epochs=60)),
+    Entry("L = 96", Recipe(depth=96, rate=1e-3, epochs=60)),
+    Entry("d = 32", Recipe(hidden=64, rate=1e-3, epochs=60), width=32),
+    Entry("d = 64", Recipe(hidden=128, rate=1e-3, epochs=60), width=64),
+)
+SHORT = ("adam 1e-3", "adamw 0.1", "adamw 0.3", "adamw 3", "sgd", "gelu", "silu", "three outputs", "L = 12", "L = 24")
+
+
+def trained(entry: Entry, seed: int, table: Puzzle | None, folder: Path) -> tuple[Puzzle, tuple[int, ...]]:
+    """The dropped stack and its answer, from the folder where it is there."""
+    path = folder / f"{entry.name}-{seed}.safetensors"
+    answer = path.with_suffix(".txt")
+    if not (path.exists() and answer.exists()):
+        if table is None or entry.width is not None:
+            x, true = training.generate_table(seed, 10_000, entry.width or 48, entry.outputs)
+        else:
+            x, true = table.x, table.pred
+        (stack,) = training.train(entry.recipe, x, true, [seed])
+        puzzle, permutation = training.drop(stack, x, true, seed)
+        files.write_converted(puzzle, path)
+        files.atomic_write(answer, lambda path: path.write_text(",".join(map(str, permutation))))
+    return files.load(path), files.read_permutation(answer)
+
+
+def right(found: Int[np.ndarray, "L 2"], truth: Int[np.ndarray, "L 2"]) -> tuple[int, int]:
+    """Right pairs, and right places: pairs that stand where they belong."""
+    pairs = {tuple(halves) for halves in truth.tolist()}
+    return sum(tuple(halves) in pairs for halves in found.tolist()), int(np.sum((found == truth).all(axis=1)))
+
+
+def row(entry: Entry, seed: int, method: str, puzzle: Puzzle, answer: Sequence[int], limit: float) -> dict[str, Any]:
+    """One solve, as the report has it."""
+    start = time.perf_counter()
+    solution = dropjax.solve(puzzle, method=method, activation=entry.recipe.activation, time_limit=limit)
+    seconds = time.perf_counter() - start
+    pairs, places = right(puzzle.arrangement(solution.permutation), puzzle.arrangement(answer))
+    return {
+        "recipe": entry.name,
+        "seed": seed,
+        "method": method,
+        "outcome": solution.outcome.value,
+        "exact": solution.solved,
+        "pairs_right": pairs,
+        "places_right": places,
+        "blocks": puzzle.depth,
+        "mse_of_variance": solution.mse / float(np.var(puzzle.pred)),
+        "stop_reason": solution.stop_reason,
+        "seconds": seconds,
+    }
+
+
+def rows(suite: Sequence[Entry], seeds: int, table: Puzzle | None, folder: Path, limit: float) -> Iterator[dict[str, Any]]:
+    """A record for every recipe, seed and method; those in the folder are not run again."""
+    for entry in suite:
+        for seed in range(seeds):
+            puzzle, answer = trained(entry, seed, table, folder)
+            for method in METHODS:
+                kept = folder / f"{entry.name}-{seed}-{method}.json"
+                if not kept.exists():
+                    record = row(entry, seed, method, puzzle, answer, limit)
+                    files.atomic_write(kept, lambda path, record=record: path.write_text(json.dumps(record)))
+                yield json.loads(kept.read_text())
+
+
+def main() -> int:
+    """Exit status 0, or 2 for bad input."""
+    parser = console.Parser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--short", action="store_true", help="ten stacks, one seed each")
+    parser.add_argument(
+        "--table", type=Path, metavar="PUZZLE", help="a puzzle whose x and pred are learned (default: generated)"
+    )
+    parser.add_argument("--only", metavar="RECIPE", choices=[entry.name for entry in SUITE])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--time-limit", type=float, default=900, metavar="SECONDS", help="of each solve (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    files.ensure_writable(args.folder, folder=True)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    device.configure()
+    suite = [
+        entry
+        for entry in SUITE
+        if entry.name == args.only or (args.only is None and (not args.short or entry.name in SHORT))
+    ]
+    table = None if args.table is None else files.load(args.table)
+    print(f"{'recipe':<16}{'seed':>5}  {'method':<7}{'outcome':<18}{'pairs':>9}{'places':>9}{'MSE/var':>10}{'seconds':>9}")
+    found = []
+    for record in rows(suite, 1 if args.short else args.seeds, table, args.folder, args.time_limit):
+        found.append(record)
+        of = record["blocks"]
+        print(
+            f"{record['recipe']:<16}{record['seed']:>5}  {record['method']:<7}{record['outcome']:<18}"
+            f"{record['pairs_right']:>6}/{of}{record['places_right']:>6}/{of}{record['mse_of_variance']:>10.2g}"
+            f"{record['seconds']:>9.1f}",
+            flush=True,
+        )
+    for method in METHODS:
+        solved = [record["exact"] for record in found if record["method"] == method]
+        print(f"{method}: {sum(solved)} of {len(solved)} recovered")
+    if args.json is not None:
+        report = {"machine": machine(), "versions": versions(), "rows": found}
+        files.atomic_write(args.json, lambda path: path.write_text(json.dumps(report, indent=1)))
+    return 0
+
+
+if __name__ == "__main__":
+    console.run_command(main)
