@@ -1,7 +1,7 @@
 """Which freshly trained stacks come back: recovery.py FOLDER [--short] [--table PUZZLE] [--time-limit S] [--json FILE].
 
-Trains a suite of recipes, drops each stack, and solves it with `paper` and with `auto`. Stacks and results are kept in FOLDER,
-each under its own name, so that an interrupted run goes on where it stopped. Ties count as recovered.
+Trains a suite of recipes, drops each stack, and solves it with `paper` and with `auto`. Stacks and results are kept in
+FOLDER, each under its own name, so that an interrupted run goes on where it stopped. Ties count as recovered.
 """
 
 import json

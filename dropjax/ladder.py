@@ -5,7 +5,7 @@ once; then others are tried, each judged after a short annealing of its own; at 
 best one made, and so on until none helps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -15,11 +15,21 @@ from jaxtyping import Float, Int
 
 from dropjax.anneal import anneal_rounds, from_here, start_annealing
 from dropjax.device import MEMORY, scored_together
-from dropjax.moves import PAIR_SWAP, SWAP, insertions, moved, pairs_of_positions, score_arrangements, score_moves
+from dropjax.moves import (
+    PAIR_SWAP,
+    SWAP,
+    insertions,
+    moved,
+    pairs_of_positions,
+    score_arrangements,
+    score_first_order,
+    score_moves,
+)
 from dropjax.pairing import regrets
 from dropjax.regression import proposals
 from dropjax.solution import Pairing
 from dropjax.stack import Stack, forward
+from dropjax.verify import EXACT
 
 ROWS = 512
 """Rows that annealing decides on: with 256, an order can fit the rows and not the table."""
@@ -41,6 +51,8 @@ TRIED = 4
 """Proposed pairings that are tried before the next whole annealing."""
 SHORT = 250
 """Rounds of the annealing that a proposed pairing is judged after."""
+PORTION = 512
+"""Moves that are scored exactly before the best of them is made, if it helps."""
 PART = 50
 """Rounds between two looks at the clock."""
 
@@ -75,6 +87,8 @@ class Ladder:
         self.score = pairing.score
         self.doubtful = np.argsort(regrets(pairing.score, pairing.partner), kind="stable")
         """Input halves, the most doubtful first."""
+        self.exact = EXACT**2 * float(np.mean(np.square(np.asarray(pred), dtype=np.float64)))
+        """MSE from which nothing is left to find."""
         self.variance = float(np.var(np.asarray(pred), axis=0).mean())
 
     def judged(self, arrangement: Int[np.ndarray, "L 2"], rounds: int = 0, moves: int = 0) -> Climbed:
@@ -129,7 +143,7 @@ class Ladder:
         """Pairings by least squares, as long as one of them lowers the MSE after a short annealing."""
         tried = {best.arrangement.tobytes()}
         rounds = moves = 0
-        while not self.stop():
+        while best.mse > self.exact and not self.stop():
             new = [pairing for pairing in self.proposed(best.arrangement) if pairing.tobytes() not in tried][:TRIED]
             better = None
             for pairing in (*new, best.arrangement):
@@ -146,35 +160,38 @@ class Ladder:
         return best._replace(rounds=rounds, moves=moves)
 
     def scanned(self, best: Climbed) -> Climbed:
-        """The best of all swaps, insertions and doubtful pair swaps, scored exactly, as long as one lowers the MSE."""
-        depth = self.stack.depth
-        swaps = pairs_of_positions(depth, PAIR_SWAP)
-        count = 0
-        while not self.stop():
-            places = np.argsort(best.arrangement[:, 0])[self.doubtful[:DOUBTFUL]]
-            pair_swaps = swaps[np.isin(swaps[:, 1:], places).all(axis=1)]
-            moves = np.concatenate([pairs_of_positions(depth, SWAP), insertions(depth), pair_swaps])
-            moves = moves[np.argsort(moves[:, 1:].min(axis=1), kind="stable")]
-            scores = self._scores(best.arrangement, moves)
-            count += len(moves)
-            if scores is None:
+        """Swaps, insertions and doubtful pair swaps, scored exactly, those first that are predicted to help most; the best of
+        the first `PORTION` that has an improvement is made, as long as there is one among them all."""
+        scored = made = 0
+        while best.mse > self.exact:
+            better = None
+            for portion in self._portions(best.arrangement):
+                if self.stop():
+                    break
+                together = scored_together(self.stack.depth)
+                scores = np.asarray(score_moves(self.stack, best.arrangement, portion, *self.few, together, self.memory))
+                scored += len(portion)
+                tops = [np.asarray(moved(best.arrangement, portion[k])) for k in np.argsort(scores)[:4]]
+                found = min(map(self.judged, tops), key=lambda judged: judged.mse)
+                if found.mse < best.mse:
+                    better = found
+                    break
+            if better is None:
                 break
-            tops = [np.asarray(moved(best.arrangement, moves[k])) for k in np.argsort(scores)[:4]]
-            chain = min(map(self.judged, tops), key=lambda judged: judged.mse)
-            if not chain.mse < best.mse:
-                break
-            best = chain._replace(moves=best.moves + 1)
-        return best._replace(rounds=count)
+            best, made = better, made + 1
+        return best._replace(rounds=scored, moves=made)
 
-    def _scores(self, arrangement, moves: Int[np.ndarray, "K 3"]) -> Float[np.ndarray, " K"] | None:
-        """MSE over few rows after each move; None where stopped."""
-        depth, scores = self.stack.depth, []
-        nothing = np.full((-len(moves) % 256, 3), (SWAP, depth - 1, depth - 1), np.int32)
-        padded = np.concatenate([moves, nothing])
-        for start in range(0, len(padded), 256):
-            if self.stop():
-                return None
-            part = padded[start : start + 256]
-            together = scored_together(depth)
-            scores.append(np.asarray(score_moves(self.stack, arrangement, part, *self.few, together, self.memory)))
-        return np.concatenate(scores)[: len(moves)]
+    def _portions(self, arrangement: Int[np.ndarray, "L 2"]) -> Iterator[Int[np.ndarray, "P 3"]]:
+        """All moves that `scanned` scores, `PORTION` at a time, the last ones filled up with moves of nothing."""
+        depth = self.stack.depth
+        pair_swaps, swaps, inserts = pairs_of_positions(depth, PAIR_SWAP), pairs_of_positions(depth, SWAP), insertions(depth)
+        places = np.argsort(arrangement[:, 0])[self.doubtful[:DOUBTFUL]]
+        pair_swaps = pair_swaps[np.isin(pair_swaps[:, 1:], places).all(axis=1)]
+        right, left, exchanged = np.asarray(score_first_order(self.stack, arrangement, *self.few, self.memory).far)
+        i, j = inserts[:, 1:].T
+        inserted = np.where(i < j, right[np.minimum(i, j), np.maximum(i, j)], left[np.minimum(i, j), np.maximum(i, j)])
+        predicted = np.concatenate([exchanged[swaps[:, 1], swaps[:, 2]], inserted])
+        ordered = np.concatenate([swaps, inserts])[np.argsort(predicted, kind="stable")]
+        moves = np.concatenate([pair_swaps, ordered])
+        nothing = np.full((-len(moves) % PORTION, 3), (SWAP, depth - 1, depth - 1), np.int32)
+        yield from np.concatenate([moves, nothing]).reshape(-1, PORTION, 3)
