@@ -160,8 +160,10 @@ class Ladder:
         return best._replace(rounds=rounds, moves=moves)
 
     def scanned(self, best: Climbed) -> Climbed:
-        """Swaps, insertions and doubtful pair swaps, scored exactly, those first that are predicted to help most; the best of
-        the first `PORTION` that has an improvement is made, as long as there is one among them all."""
+        """Swaps, insertions and doubtful pair swaps, scored exactly, those first that are predicted to help most.
+
+        The best of the first `PORTION` with an improvement is made, as long as there is one among them all.
+        """
         scored = made = 0
         while best.mse > self.exact:
             better = None

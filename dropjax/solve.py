@@ -98,11 +98,16 @@ def parser() -> console.Parser:
 
 
 def describe_puzzle(puzzle: Puzzle, name: str) -> str:
-    """One line on what is to be solved."""
+    """One line on what is to be solved, and another where the table is small for it."""
     _, hidden, width = puzzle.w_in.shape
     rows, outputs = puzzle.pred.shape
     plural = "output" if outputs == 1 else "outputs"
-    return f"{name}: {puzzle.depth} blocks, d = {width}, h = {hidden}, {outputs} {plural}, {rows:,} rows"
+    text = f"{name}: {puzzle.depth} blocks, d = {width}, h = {hidden}, {outputs} {plural}, {rows:,} rows"
+    if rows < 2 * puzzle.depth:
+        text += (
+            f"\nwarning: expected at least {2 * puzzle.depth} rows for {puzzle.depth} blocks; other orders may fit as well"
+        )
+    return text
 
 
 def verdict(solution: Solution, expected_sha256: str | None) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dropjax
-from dropjax import pipeline, verify
+from dropjax import ladder, pipeline, verify
 from dropjax.solution import Outcome
 from dropjax.stack import forward
 
@@ -16,6 +16,13 @@ SHAPE = {"L": 8, "d": 12, "h": 20, "rows": 300}
 
 def planted(seed=0, **changes):
     return builders.random_puzzle(np.random.default_rng(seed), **{**SHAPE, **changes})
+
+
+@pytest.fixture(autouse=True)
+def short_annealing(monkeypatch):
+    """Small stacks need few rounds."""
+    for name, rounds in (("TRIAL", 20), ("ROUNDS", 300), ("SHORT", 50)):
+        monkeypatch.setattr(ladder, name, rounds)
 
 
 class Diary(dropjax.Progress):
@@ -62,6 +69,25 @@ def test_predictions_of_another_stack_are_not_solved():
     assert solution.stop_reason == pipeline.STALLED
     assert solution.ties == ()
     assert sorted(solution.permutation) == list(range(11))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_pairs_that_the_weights_do_not_show_are_read_off_the_errors(seed):
+    puzzle, permutation = planted(seed, L=6, coupling=0, rows=1500)
+    by_ratio = dropjax.solve(puzzle, method="paper")
+    assert not by_ratio.solved
+    solution = dropjax.solve(puzzle)
+    assert solution.permutation == permutation
+    assert "least squares" in [stage.name for stage in solution.stages] or solution.seed_order == "annealed"
+
+
+def test_predictions_that_follow_nothing_end_the_search_early():
+    puzzle, _ = planted(3, L=5, rows=2000)
+    shuffled = dataclasses.replace(puzzle, pred=puzzle.pred[np.random.default_rng(0).permutation(2000)])
+    solution = dropjax.solve(shuffled)
+    assert solution.outcome is Outcome.NOT_SOLVED
+    assert solution.stop_reason == pipeline.NOTHING_TO_FIND
+    assert [stage.name for stage in solution.stages] == ["pairing", "seed order", "annealing", "verify"]
 
 
 @pytest.mark.parametrize("method", ["auto", "paper"])
