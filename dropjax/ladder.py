@@ -149,7 +149,8 @@ class Ladder:
             for pairing in (*new, best.arrangement):
                 tried.add(pairing.tobytes())
                 self.seed += 1
-                chain = self.annealed(pairing, best.mse / 20, best.mse / 1000, SHORT, self.seed)
+                hot = min(best.mse / 20, 2 * COLD * self.variance)  # hotter, and the order would melt
+                chain = self.annealed(pairing, hot, hot / 50, SHORT, self.seed)
                 rounds, moves = rounds + chain.rounds, moves + chain.moves
                 if chain.mse < best.mse * 0.999:
                     better = chain
