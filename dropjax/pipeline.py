@@ -18,7 +18,7 @@ from dropjax import bradley_terry, seeding, verify
 from dropjax.device import MEMORY, PRECISION, describe, scored_together
 from dropjax.ladder import Ladder
 from dropjax.moves import SWAP, pairs_of_positions, score_moves
-from dropjax.pairing import doubtful, pair, pair_surely
+from dropjax.pairing import doubtful, pair
 from dropjax.puzzle import Puzzle
 from dropjax.repair import bubble_repair, guided_repair, guided_rounds, start_guided
 from dropjax.solution import Outcome, Pairing, Solution, Stage
@@ -56,7 +56,7 @@ class Options:
 
     method: Literal["auto", "paper"] = "auto"
     pairing: str | None = None
-    """A signal of `pairing.pair`. None: ddr and, for `auto`, where that leaves doubt, the signal that separates best."""
+    """A signal of `pairing.pair`. None: ddr and, for `auto`, where that does not solve it, the one that separates best."""
     seed_order: str | None = None
     """One of `seeding.SEED_ORDERS`. None: delta_norm for `paper`, the best of all for `auto`."""
     direction: Literal["ascending", "descending"] | None = None
@@ -195,6 +195,7 @@ class Searched(NamedTuple):
     arrangement: Int[np.ndarray, "L 2"]
     seed_order: str
     stop_reason: str
+    pairing: Pairing
 
 
 def solve(
@@ -219,10 +220,9 @@ def solve(
         ahead = _compile_ahead(problem, pool)
         run = Run(problem, options, pred_noise, progress or Progress(), interrupted, started, ahead)
         with run.stage("pairing"):
-            pairing = _pair(problem.stack, options)
+            pairing = pair(problem.stack.w_in, problem.stack.w_out, options.memory, options.pairing or "ddr")
         initial = None if options.initial_order is None else puzzle.arrangement(options.initial_order)
-        pairs = np.stack([np.arange(puzzle.depth), pairing.partner], axis=1) if initial is None else initial
-        pairs = pairs[np.argsort(pairs[:, 0])].astype(np.int32)
+        pairs = _pairs(pairing) if initial is None else initial[np.argsort(initial[:, 0])].astype(np.int32)
         searched = {"auto": _auto, "paper": _paper}[options.method](run, pairing, pairs, initial)
         search_ended = time.perf_counter()
         with run.stage("verify") as record:
@@ -244,7 +244,7 @@ def solve(
         stop_reason="solved" if verdict.outcome.solved else searched.stop_reason,
         device=describe(),
         precision=PRECISION,
-        pairing=pairing,
+        pairing=searched.pairing,
         stages=tuple(run.stages),
         seconds={
             "compile": compiling,
@@ -252,7 +252,7 @@ def solve(
             "verify": ended - search_ended - verifying_compiling,
         },
         ties=verdict.ties,
-        doubtful=() if verdict.outcome.solved else _doubtful(puzzle, pairing),
+        doubtful=() if verdict.outcome.solved else _doubtful(puzzle, searched.pairing),
         input_sha256=puzzle.hashes,
         replay=verdict.replay,
     )
@@ -321,14 +321,7 @@ def _doubtful(puzzle: Puzzle, pairing: Pairing) -> list[int]:
 # Strategies
 
 
-def _pair(stack: Stack, options: Options) -> Pairing:
-    signal = options.pairing or ("ddr" if options.method == "paper" else None)
-    if signal is None:
-        return pair_surely(stack.w_in, stack.w_out, options.memory)
-    return pair(stack.w_in, stack.w_out, options.memory, signal)
-
-
-def _paper(run: Run, _: Pairing, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
+def _paper(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
     """The paper's pipeline: a seed order, Bradley–Terry over all swaps, bubble repair."""
     options = run.options
     few = run.problem.first(options.search_rows)
@@ -345,7 +338,7 @@ def _paper(run: Run, _: Pairing, pairs: Int[np.ndarray, "L 2"], initial: Int[np.
         arrangement = _rank(run, few, arrangement)
     if not run.stop():
         arrangement = _bubble(run, few, arrangement)
-    return Searched(arrangement, name, run.stop() or STALLED)
+    return Searched(arrangement, name, run.stop() or STALLED, pairing)
 
 
 def _rank(run: Run, few: Problem, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
@@ -395,37 +388,55 @@ def swap_gaps(
 
 
 def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
-    """Guided repair from the best of all seed orders; where it stalls, from the next best; then annealing with pairings by
-    least squares; then the paper's exact route."""
-    starts = _starts(run, pairs, initial)
-    papers = [start for start in starts[FALLBACK_SEEDS:] if start.name in ("delta_norm ascending", "w_out_norm ascending")]
-    repairable = starts[:FALLBACK_SEEDS] + papers
-    few = run.problem.first(run.options.search_rows)
+    """Guided repair from the best seed orders; where the pairing is in doubt, the same for the one that separates best; then
+    annealing with pairings by least squares; then the paper's exact route."""
+    options, few = run.options, run.problem.first(run.options.search_rows)
 
     def exactly(arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
         ranked = _rank(run, few, arrangement)
         return ranked if run.stop() else _bubble(run, few, ranked)
 
-    def searches() -> Iterator[Searched]:
-        promising = [start for start in repairable if start.mse < HOPELESS * np.var(few.pred)]
+    def guided(pairing: Pairing, starts: Sequence[Start]) -> Iterator[Searched]:
+        promising = [start for start in _repairable(starts) if start.mse < HOPELESS * np.var(few.pred)]
         for start in promising if len(doubtful(pairing)) == 0 else promising[:1]:
-            yield Searched(_guided(run, start.arrangement), start.name, STALLED)
+            yield Searched(_guided(run, start.arrangement), start.name, STALLED, pairing)
+
+    def searches(pairing: Pairing, pairs: Int[np.ndarray, "L 2"]) -> Iterator[Searched]:
+        starts = _starts(run, pairs, initial)
+        yield from guided(pairing, starts)
+        if options.pairing is None and initial is None and len(doubtful(pairing)) > 0:
+            with run.stage("pairing"):
+                pairing = pair(run.problem.stack.w_in, run.problem.stack.w_out, options.memory, "auto")
+            if (pairing.partner != pairs[:, 1]).any():
+                starts = _starts(run, _pairs(pairing), None)
+                yield from guided(pairing, starts)
         for attempt in range(ATTEMPTS):
             climbed = _climb(run, pairing, starts, attempt)
             if climbed is None:
-                yield Searched(starts[0].arrangement, starts[0].name, NOTHING_TO_FIND)
+                yield Searched(starts[0].arrangement, starts[0].name, NOTHING_TO_FIND, pairing)
                 return
-            yield Searched(climbed, "annealed", STALLED)
-        for start in repairable:
-            yield Searched(exactly(start.arrangement), start.name, STALLED)
+            yield Searched(climbed, "annealed", STALLED, pairing)
+        for start in _repairable(starts):
+            yield Searched(exactly(start.arrangement), start.name, STALLED, pairing)
 
     found: list[Searched] = []
-    for searched in searches():
+    for searched in searches(pairing, pairs):
         found.append(searched._replace(stop_reason=run.stop() or searched.stop_reason))
         if run.stop() or run.solved(searched.arrangement):
             break
     best = min(found, key=lambda searched: run.full_pass(searched.arrangement).mse)
     return best._replace(stop_reason=found[-1].stop_reason)
+
+
+def _pairs(pairing: Pairing) -> Int[np.ndarray, "L 2"]:
+    """The pairs as an arrangement, in the input halves' own order."""
+    return np.stack([np.arange(len(pairing.partner)), pairing.partner], axis=1).astype(np.int32)
+
+
+def _repairable(starts: Sequence["Start"]) -> Sequence["Start"]:
+    """The best starts and the paper's two."""
+    papers = [start for start in starts[FALLBACK_SEEDS:] if start.name in ("delta_norm ascending", "w_out_norm ascending")]
+    return [*starts[:FALLBACK_SEEDS], *papers]
 
 
 def _climb(run: Run, pairing: Pairing, starts: Sequence["Start"], attempt: int) -> Int[np.ndarray, "L 2"] | None:

@@ -66,7 +66,9 @@ def parser() -> console.Parser:
     search.add_argument("--method", choices=("auto", "paper"), default=defaults.method)
     signals = ("auto", *SIGNALS, TEMPLATE)
     search.add_argument(
-        "--pairing", choices=signals, help="signal that pairs the halves (default: ddr, or auto where that leaves doubt)"
+        "--pairing",
+        choices=signals,
+        help="signal that pairs the halves (default: ddr, then auto if need be)",
     )
     search.add_argument("--seed-order", choices=seeding.SEED_ORDERS, help="default: the best of all (paper: delta_norm)")
     search.add_argument("--direction", choices=seeding.DIRECTIONS, help="of the seed order (default: ascending)")
