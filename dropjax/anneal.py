@@ -2,7 +2,8 @@
 
 One pass forward and one back give the predicted effect of every swap and insertion. A round draws moves as plain annealing
 would, lets each pass the Metropolis test on its predicted effect, applies those that passed and do not overlap together,
-and lets the whole pass a second test on what the prediction missed (delayed acceptance: Christen and Fox, 2005).
+and lets the whole pass a second, exact test on what it adds beyond what the first allowed (delayed acceptance: Christen
+and Fox, 2005).
 """
 
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from dropjax.moves import INSERTION, SWAP, Linearised, effect_sum, far_changes, moved
+from dropjax.moves import Linearised, effect_sum, far_changes, far_move, moved
 from dropjax.stack import Stack, adjoints, read_out, trajectory
 
 DRAWS = 256
@@ -107,9 +108,10 @@ def anneal_rounds(
 def _apply_drawn(
     at: Annealed, temperature: Float[Array, ""], key: Key[Array, ""]
 ) -> tuple[Int[Array, "L 2"], Int[Array, ""], Float[Array, ""]]:
-    """Moves drawn at random that pass on their predicted effect, applied where they do not overlap; their number and effect.
+    """Moves drawn at random that pass on their predicted effect, applied where they do not overlap.
 
-    Spans are log-uniform, from neighbours to the whole depth.
+    Beside them their number, and the rise of the MSE that the test has allowed. Spans are log-uniform, from neighbours to
+    the whole depth.
     """
     depth = len(at.arrangement)
     by_span, by_place, by_kind, by_test = jax.random.split(key, 4)
@@ -118,11 +120,7 @@ def _apply_drawn(
     j, kind = i + span, jax.random.randint(by_kind, (DRAWS,), 0, 3)
     effect = at.changes[kind, i, j]
     passed = effect < temperature * jax.random.exponential(by_test, (DRAWS,))
-    move = jnp.where(
-        kind[:, None] == 2,
-        jnp.stack([jnp.full_like(i, SWAP), i, j], axis=1),
-        jnp.stack([jnp.full_like(i, INSERTION), jnp.where(kind == 0, i, j), jnp.where(kind == 0, j, i)], axis=1),
-    )
+    move = far_move(kind, i, j)
     positions = jnp.arange(depth)
 
     def apply(so_far, k):

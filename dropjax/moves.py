@@ -184,6 +184,13 @@ class FarChanges(NamedTuple):
     """Both blocks exchanged: each passes all between them, and they pass one another once."""
 
 
+def far_move(kind: Int[Array, "*K"], i: Int[Array, "*K"], j: Int[Array, "*K"]) -> Int[Array, "*K 3"]:
+    """The moves between positions i < j that `FarChanges` lists as its field number `kind`."""
+    swapped = jnp.stack([jnp.full_like(i, SWAP), i, j], axis=-1)
+    inserted = jnp.stack([jnp.full_like(i, INSERTION), jnp.where(kind == 0, i, j), jnp.where(kind == 0, j, i)], axis=-1)
+    return jnp.where(jnp.expand_dims(kind == 2, -1), swapped, inserted)
+
+
 def far_changes(at: Linearised) -> FarChanges:
     """All insertions and swaps from one pass forward and one back."""
     delta = flips(at)
@@ -238,24 +245,31 @@ def score_first_order(
     return _mean_over_rows(partial(first_order_sums, stack, arrangement), x, pred, bytes_per_row, memory)
 
 
+def contributions(
+    stack: Stack, arrangement: Int[Array, "L 2"], positions: Int[Array, " n"], at: Linearised
+) -> Float[Array, "n n N o"]:
+    """φ_ab = ⟨g_{a+1}, W_out·act(W_in·x_a + b_in) + b_out⟩ with the input half at position a and the output half at b: what
+    the two would contribute to the outputs at a, to first order."""
+    act = ACTIVATIONS[stack.activation]
+    outs = arrangement[positions, 1]
+    all_halves = jnp.swapaxes(stack.w_out[outs], 1, 2).reshape(-1, stack.w_out.shape[1])
+
+    def of_position(of: tuple[Array, Array, Array]) -> Float[Array, "n N o"]:
+        halves, state, adjoint = of
+        hidden = act(preactivation(stack, halves[0], state))
+        by_hidden = product(adjoint, all_halves).reshape(*adjoint.shape[:2], len(outs), -1)
+        through_weights = jnp.einsum("nolh,nh->lno", by_hidden, hidden, precision=lax.Precision.HIGHEST)
+        return through_weights + jnp.moveaxis(product(adjoint, stack.b_out[outs]), 2, 0)
+
+    return lax.map(of_position, (arrangement[positions], at.states[positions], at.adjoints[positions + 1]))
+
+
 def pair_swap_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearised) -> Float[Array, "L L N o"]:
     """Change of the outputs, to first order, by the exchange of the output halves at every two positions.
 
     ⟨g_{a+1}, r_{a,b}(x_a) − r_a(x_a)⟩ and the same for b, where r_{a,b} has the input half at a and the output half at b.
     """
-    act = ACTIVATIONS[stack.activation]
-    outs = arrangement[:, 1]
-    all_halves = jnp.swapaxes(stack.w_out[outs], 1, 2).reshape(-1, stack.w_out.shape[1])
-
-    def contributions(of: tuple[Array, Array, Array]) -> Float[Array, "L N o"]:
-        """⟨g_{a+1}, W_out·act(W_in·x_a + b_in) + b_out⟩ for one position a, with every position's output half."""
-        halves, state, adjoint = of
-        hidden = act(preactivation(stack, halves[0], state))
-        by_hidden = product(adjoint, all_halves).reshape(*adjoint.shape[:2], stack.depth, -1)
-        through_weights = jnp.einsum("nolh,nh->lno", by_hidden, hidden, precision=lax.Precision.HIGHEST)
-        return through_weights + jnp.moveaxis(product(adjoint, stack.b_out[outs]), 2, 0)
-
-    by_pair = lax.map(contributions, (arrangement, at.states[:-1], at.adjoints[1:]))
+    by_pair = contributions(stack, arrangement, jnp.arange(stack.depth), at)
     one_way = by_pair - jnp.einsum("aano->ano", by_pair)[:, None]
     return one_way + jnp.swapaxes(one_way, 0, 1)
 

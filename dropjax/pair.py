@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dropjax import checkpoints, console, device, files, pairing
-from dropjax.pairing import SHUFFLES, SIGNALS, TEMPLATE, Judged
+from dropjax.pairing import CHOICES, SHUFFLES, Judged
 from dropjax.solution import _versions, plain
 
 VERDICTS = {"paired": console.SOLVED, "doubtful": console.NOT_SOLVED, "no signal": console.NOT_SOLVED}
@@ -35,7 +35,7 @@ def parser() -> console.Parser:
     )
     which.add_argument("--fold-norm", metavar="GLOB", help="normalisation gains to fold into the input halves")
     how = p.add_argument_group("pairing")
-    how.add_argument("--signal", choices=("auto", *SIGNALS, TEMPLATE), default="auto")
+    how.add_argument("--signal", choices=CHOICES, default="auto")
     how.add_argument("--shuffles", type=int, default=SHUFFLES, help="copies with shuffled hidden units to compare with")
     how.add_argument("--check", action="store_true", help="shuffle the halves, pair them, and compare with their names")
     how.add_argument("--baselines", action="store_true", help="also pair fresh random weights of the same shapes")

@@ -415,6 +415,8 @@ SIGNALS: dict[str, Callable[[Evidence], Float[np.ndarray, "L L"] | None]] = {
 TEMPLATE = "template"
 """The signal learned from the surer half of another one's pairs: `template_scores`. Blind to what ddr is blind to, as long
 as it learns from the same pairs."""
+CHOICES = ("auto", *SIGNALS, TEMPLATE)
+"""What `pair` can be told to look at."""
 
 
 # The portfolio

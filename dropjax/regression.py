@@ -8,43 +8,28 @@ from collections import Counter
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from dropjax.moves import linearise
-from dropjax.stack import ACTIVATIONS, Stack, pick, preactivation, product, read_out
+from dropjax.moves import contributions, linearise
+from dropjax.stack import Stack, read_out
 
 RIDGES = (0.1, 0.3, 1.0, 3.0)
 """Ridges, in units of the features' mean square sum: weaker ones find the pairing at hand, whatever it is."""
 
 
 @jax.jit
-def contributions(
+def contributions_and_errors(
     stack: Stack,
     arrangement: Int[Array, "L 2"],
     positions: Int[Array, " n"],
     x: Float[Array, "N d"],
     pred: Float[Array, "N o"],
 ) -> tuple[Float[Array, "n n N o"], Float[Array, "N o"]]:
-    """φ_ij = ⟨g_{i+1}, W_out^(j)·a_i + b_out^(j)⟩, the contribution to the outputs of the input half at position i with the
-    output half at position j, and the errors f − pred."""
+    """`moves.contributions` of the halves at some positions, and the errors f − pred."""
     at = linearise(stack, arrangement, x)
-    outs = arrangement[positions, 1]
-
-    def of_position(i: Int[Array, ""]) -> Float[Array, "n N o"]:
-        hidden = ACTIVATIONS[stack.activation](preactivation(stack, arrangement[i, 0], pick(at.states, i)))
-        adjoint = pick(at.adjoints, i + 1)
-
-        def with_half(out: Int[Array, ""]) -> Float[Array, "N o"]:
-            residual = product(hidden, pick(stack.w_out, out)) + pick(stack.b_out, out)
-            return jnp.einsum("nod,nd->no", adjoint, residual, precision=lax.Precision.HIGHEST)
-
-        return lax.map(with_half, outs)
-
-    return lax.map(of_position, positions), read_out(stack, at.states[-1]) - pred
+    return contributions(stack, arrangement, positions, at), read_out(stack, at.states[-1]) - pred
 
 
 def soft_pairing(
@@ -83,7 +68,7 @@ def proposals(
     place = np.argsort(arrangement[:, 0])
     most = min(max(sizes), len(doubtful))
     positions = place[doubtful[:most]]
-    features, error = map(np.asarray, contributions(stack, arrangement, positions, x, pred))
+    features, error = map(np.asarray, contributions_and_errors(stack, arrangement, positions, x, pred))
     features, error = features.reshape(most, most, -1), error.reshape(-1)
     for size in sorted({min(size, most) for size in sizes}):
         chosen = positions[:size]

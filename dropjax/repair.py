@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dropjax.device import scored_together
-from dropjax.moves import INSERTION, SWAP, FirstOrder, T, first_order_sums, in_chunks, moved, squared_error
+from dropjax.moves import SWAP, FirstOrder, T, far_move, first_order_sums, in_chunks, moved, squared_error
 from dropjax.programs import kept
 from dropjax.stack import Stack, advance
 
@@ -311,17 +311,12 @@ def _apply_best(
 
     _, opens = lax.scan(close, jnp.zeros(depth + 1), positions)
 
-    def apply(back: int, at):
+    def apply(back: Int[Array, ""], at):
         arrangement, end, count = at
         j = depth - 1 - back
         i = opens[j]
         here = (j == end) & (i < j)
-        kind = proposals.kind[i, j]
-        move = jnp.where(
-            kind == 2,
-            jnp.stack([jnp.full_like(i, SWAP), i, j]),
-            jnp.stack([jnp.full_like(i, INSERTION), jnp.where(kind == 0, i, j), jnp.where(kind == 0, j, i)]),
-        )
+        move = far_move(proposals.kind[i, j], i, j)
         arrangement = jnp.where(here, moved(arrangement, move), arrangement)
         return arrangement, jnp.where(j == end, i - 1, end), count + here
 

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from dropjax import bradley_terry, console, device, files, pipeline, seeding
-from dropjax.pairing import SIGNALS, TEMPLATE
+from dropjax.pairing import CHOICES
 from dropjax.puzzle import Puzzle
 from dropjax.solution import Solution
 from dropjax.stack import ACTIVATIONS
@@ -64,10 +64,9 @@ def parser() -> console.Parser:
     )
     search = p.add_argument_group("search")
     search.add_argument("--method", choices=("auto", "paper"), default=defaults.method)
-    signals = ("auto", *SIGNALS, TEMPLATE)
     search.add_argument(
         "--pairing",
-        choices=signals,
+        choices=CHOICES,
         help="signal that pairs the halves (default: ddr, then auto if need be)",
     )
     search.add_argument("--seed-order", choices=seeding.SEED_ORDERS, help="default: the best of all (paper: delta_norm)")

@@ -14,7 +14,7 @@ def test_contributions_sum_to_what_linearisation_says(shape, seed):
     arrangement = reference.random_arrangement(rng, depth)
     x = rng.normal(size=(5, d)).astype(np.float32)
     pred = reference.outputs(stack, arrangement, x).astype(np.float32) + 1
-    phi, error = regression.contributions(stack, arrangement, np.arange(depth, dtype=np.int32), x, pred)
+    phi, error = regression.contributions_and_errors(stack, arrangement, np.arange(depth, dtype=np.int32), x, pred)
     np.testing.assert_allclose(error, -1, rtol=1e-3)
     states = reference.states(stack, arrangement, x)
     step = 1e-3
