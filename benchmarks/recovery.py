@@ -38,7 +38,7 @@ SUITE = (
     Entry("adamw 0.1", Recipe(optimizer="adamw", rate=1e-3, decay=0.1, epochs=60)),
     Entry("adamw 0.3", Recipe(optimizer="adamw", rate=1e-3, decay=0.3, epochs=60)),
     Entry("adamw 3", Recipe(optimizer="adamw", rate=1e-3, decay=3.0, epochs=60)),
-    Entry("sgd", Recipe(optimizer="sgd", rate=1e-2, epochs=60)),
+    Entry("sgd", Recipe(optimizer="sgd", rate=1e-3, epochs=60)),
     Entry("gelu", Recipe(activation="gelu", rate=1e-3, epochs=60)),
     Entry("silu", Recipe(activation="silu", rate=1e-3, epochs=60)),
     Entry("three outputs", Recipe(rate=1e-3, epochs=60), width=48, outputs=3),

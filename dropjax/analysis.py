@@ -209,7 +209,7 @@ def commutators(stack: Stack, x: Float[Array, "N d"]) -> Commutators:
 
         return lax.map(with_second, order)
 
-    return lax.map(of_first, (order, trajectory(stack, order, x)[:-1]))
+    return lax.map(of_first, (order, trajectory(stack, order, x).states[:-1]))
 
 
 def by_distance(values: Float[np.ndarray, "L L"]) -> Float[np.ndarray, "L-1 3"]:
@@ -320,7 +320,7 @@ def sweep_back(
 
     `repair` has the paper's sweep from left to right; the two in turn are a cocktail sort.
     """
-    states = trajectory(stack, arrangement, x)
+    states = trajectory(stack, arrangement, x).states
     weight = jnp.ones(len(x))
 
     def step(back: int, at):

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from dropjax.moves import Linearised, effect_sum, far_changes, far_move, moved
-from dropjax.stack import Stack, adjoints, read_out, trajectory
+from dropjax.stack import Stack, Trajectory, adjoints, read_out, trajectory
 
 DRAWS = 256
 """Moves drawn in a round."""
@@ -71,16 +71,16 @@ def anneal_rounds(
     """
     depth, weight = stack.depth, jnp.full(len(x), 1 / pred.size)
 
-    def predict(arrangement: Int[Array, "L 2"], states: Float[Array, "L+1 N d"], error) -> Float[Array, "3 L L"]:
-        changes = far_changes(Linearised(states, adjoints(stack, arrangement, states)))
+    def predict(arrangement: Int[Array, "L 2"], through: Trajectory, error) -> Float[Array, "3 L L"]:
+        changes = far_changes(Linearised(*through, adjoints(stack, arrangement, through)))
         return jnp.stack([effect_sum(change, error, weight) for change in changes])
 
     def step(at: Annealed) -> Annealed:
         key, drawing, testing = jax.random.split(at.key, 3)
         temperature = hot * (cold / hot) ** (at.rounds / schedule)
         candidate, applied, allowed = _apply_drawn(at, temperature, drawing)
-        states = trajectory(stack, candidate, x)
-        error = read_out(stack, states[-1]) - pred
+        through = trajectory(stack, candidate, x)
+        error = read_out(stack, through.states[-1]) - pred
         mse = jnp.mean(error**2)
         beyond = mse - at.mse - allowed
         accepted = jnp.isinf(at.mse) | ((applied > 0) & (beyond < temperature * jax.random.exponential(testing)))
@@ -90,7 +90,7 @@ def anneal_rounds(
             mse=jnp.where(accepted, mse, at.mse),
             best=jnp.where(better, candidate, at.best),
             best_mse=jnp.where(better, mse, at.best_mse),
-            changes=lax.cond(accepted, predict, lambda *_: at.changes, candidate, states, error),
+            changes=lax.cond(accepted, predict, lambda *_: at.changes, candidate, through, error),
             most=jnp.where(
                 applied == 0,
                 jnp.maximum(at.most, 1),

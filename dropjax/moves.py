@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dropjax.device import MEMORY
-from dropjax.stack import ACTIVATIONS, Stack, adjoints, advance, preactivation, product, read_out, residual, trajectory
+from dropjax.stack import ACTIVATIONS, Stack, adjoints, advance, product, read_out, residual, trajectory
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ def score_moves(
     padded = padded.reshape(batches, together, 3)
 
     def of_chunk(x, pred, weight):
-        states = trajectory(stack, arrangement, x)
+        states = trajectory(stack, arrangement, x).states
 
         def of_batch(batch: Int[Array, "C 3"]) -> Float[Array, " C"]:
             start = jnp.min(batch[:, 1:])
@@ -139,16 +139,17 @@ def score_arrangements(
 
 
 class Linearised(NamedTuple):
-    """An arrangement's states and adjoints: all that first-order scores need."""
+    """An arrangement's states, preactivations and adjoints: all that first-order scores need."""
 
     states: Float[Array, "L+1 N d"]
+    preactivations: Float[Array, "L N h"]
     adjoints: Float[Array, "L+1 N o d"]
 
 
 def linearise(stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"]) -> Linearised:
     """One pass forward and one back."""
-    states = trajectory(stack, arrangement, x)
-    return Linearised(states, adjoints(stack, arrangement, states))
+    at = trajectory(stack, arrangement, x)
+    return Linearised(*at, adjoints(stack, arrangement, at))
 
 
 def adjacent_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearised) -> Float[Array, "L-1 N o"]:
@@ -240,8 +241,8 @@ def score_first_order(
     stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
 ) -> FirstOrder:
     """Predicted effects of all exchanges of neighbours, insertions and swaps: mean(2eΔ + Δ²), e = f − pred."""
-    depth, (_, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
-    bytes_per_row = 4 * (2 * depth * width * (1 + outputs) + 8 * outputs * depth * depth)
+    depth, (hidden, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
+    bytes_per_row = 4 * (depth * hidden + 2 * depth * width * (1 + outputs) + 8 * outputs * depth * depth)
     return _mean_over_rows(partial(first_order_sums, stack, arrangement), x, pred, bytes_per_row, memory)
 
 
@@ -254,14 +255,13 @@ def contributions(
     outs = arrangement[positions, 1]
     all_halves = jnp.swapaxes(stack.w_out[outs], 1, 2).reshape(-1, stack.w_out.shape[1])
 
-    def of_position(of: tuple[Array, Array, Array]) -> Float[Array, "n N o"]:
-        halves, state, adjoint = of
-        hidden = act(preactivation(stack, halves[0], state))
+    def of_position(of: tuple[Array, Array]) -> Float[Array, "n N o"]:
+        z, adjoint = of
         by_hidden = product(adjoint, all_halves).reshape(*adjoint.shape[:2], len(outs), -1)
-        through_weights = jnp.einsum("nolh,nh->lno", by_hidden, hidden, precision=lax.Precision.HIGHEST)
+        through_weights = jnp.einsum("nolh,nh->lno", by_hidden, act(z), precision=lax.Precision.HIGHEST)
         return through_weights + jnp.moveaxis(product(adjoint, stack.b_out[outs]), 2, 0)
 
-    return lax.map(of_position, (arrangement[positions], at.states[positions], at.adjoints[positions + 1]))
+    return lax.map(of_position, (at.preactivations[positions], at.adjoints[positions + 1]))
 
 
 def pair_swap_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearised) -> Float[Array, "L L N o"]:

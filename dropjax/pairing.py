@@ -204,6 +204,10 @@ class Evidence(NamedTuple):
     """Mean over hidden units of cos(a_k, b_k)."""
     squared_cosines: Float[np.ndarray, "L L"]
     """Mean over hidden units of cos²(a_k, b_k)."""
+    cubes: Float[np.ndarray, "L L"]
+    """Σ_k ⟨â_k³, b̂_k³⟩ of the hidden units' vectors at unit length, their entries cubed."""
+    cube_norms: tuple[Float[np.ndarray, " L"], Float[np.ndarray, " L"]]
+    """Norms of the halves' units at unit length, cubed: sqrt(Σ_k ‖â_k³‖²), and the same of b."""
     norm: Float[np.ndarray, "L L"]
     """‖M‖_F; sketched where d > `EXACT_WIDTH`."""
     square: Float[np.ndarray, "L L"] | None
@@ -232,6 +236,9 @@ class Sums(NamedTuple):
     trace: Float[Array, "L L"]
     cosines: Float[Array, "L L"]
     squared_cosines: Float[Array, "L L"]
+    cubes: Float[Array, "L L"]
+    in_cubes: Float[Array, " L"]
+    out_cubes: Float[Array, " L"]
     in_norms: Float[Array, "L s"]
     out_norms: Float[Array, "L s"]
 
@@ -243,7 +250,19 @@ def sums_over(a: Float[Array, "L s d"], b: Float[Array, "L s d"]) -> Sums:
     in_norms, out_norms = (jnp.linalg.norm(half, axis=2) for half in (a, b))
     scale = in_norms.T[:, :, None] * out_norms.T[:, None, :]
     cosine = inner / jnp.where(scale > 0, scale, 1)
-    return Sums(inner.sum(0), cosine.sum(0), jnp.square(cosine).sum(0), in_norms, out_norms)
+    in_cubed, out_cubed = (
+        (half / jnp.where(norm > 0, norm, 1)[:, :, None]) ** 3 for half, norm in ((a, in_norms), (b, out_norms))
+    )
+    return Sums(
+        trace=inner.sum(0),
+        cosines=cosine.sum(0),
+        squared_cosines=jnp.square(cosine).sum(0),
+        cubes=jnp.einsum("isd,jsd->ij", in_cubed, out_cubed, precision=lax.Precision.HIGHEST),
+        in_cubes=jnp.sum(in_cubed**2, axis=(1, 2)),
+        out_cubes=jnp.sum(out_cubed**2, axis=(1, 2)),
+        in_norms=in_norms,
+        out_norms=out_norms,
+    )
 
 
 @partial(jax.jit, static_argnames="memory")
@@ -327,6 +346,11 @@ def observe(halves: Halves, shuffles: int = SHUFFLES, seed: int = 0, memory: int
             trace=np.sum([part.trace for part in parts], axis=0),
             cosines=np.sum([part.cosines for part in parts], axis=0) / hidden,
             squared_cosines=np.sum([part.squared_cosines for part in parts], axis=0) / hidden,
+            cubes=np.sum([part.cubes for part in parts], axis=0),
+            cube_norms=(
+                np.sqrt(np.sum([part.in_cubes for part in parts], axis=0)),
+                np.sqrt(np.sum([part.out_cubes for part in parts], axis=0)),
+            ),
             norm=np.sqrt(squared_norm),
             square=square if exact else None,
             in_norms=np.concatenate([part.in_norms for part in parts], axis=1),
@@ -374,6 +398,15 @@ def squared_cosines(seen: Evidence) -> Float[np.ndarray, "L L"]:
     return seen.squared_cosines
 
 
+def cubed_cosines(seen: Evidence) -> Float[np.ndarray, "L L"]:
+    """Minus the cosine of the halves with their hidden units' vectors at unit length and every entry cubed.
+
+    A sum over entries as the trace is, but led by the largest: where training has hardly begun to tie the halves
+    together, their few large weights already agree. Blind to what the mean cosine is blind to.
+    """
+    return -_ratio(seen.cubes, np.outer(*seen.cube_norms))
+
+
 def norms(seen: Evidence) -> Float[np.ndarray, "L L"]:
     """Correlation, over hidden units, of ‖W_in row‖ with ‖W_out column‖: weight decay and Adam make them alike.
 
@@ -409,7 +442,18 @@ def _correlation(a: Float[np.ndarray, "L h"], b: Float[np.ndarray, "L h"]) -> Fl
 
 SIGNALS: dict[str, Callable[[Evidence], Float[np.ndarray, "L L"] | None]] = {
     signal.__name__: signal
-    for signal in (ddr, negative_trace, positive_trace, cosines, squared_cosines, norms, norm_ranks, gram, symmetry)
+    for signal in (
+        ddr,
+        negative_trace,
+        positive_trace,
+        cosines,
+        squared_cosines,
+        cubed_cosines,
+        norms,
+        norm_ranks,
+        gram,
+        symmetry,
+    )
 }
 """Scores of every input half with every output half, larger for a likelier pair; None where d is too wide for it."""
 TEMPLATE = "template"

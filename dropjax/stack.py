@@ -7,6 +7,7 @@ entries of the second column re-pairs them. Every search walks over arrangements
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,12 @@ def preactivation(stack: Stack, half: Int[Array, ""], x: Float[Array, "N d"]) ->
 def residual(stack: Stack, halves: Int[Array, "2"], x: Float[Array, "N d"]) -> Float[Array, "N d"]:
     """r(x) = W_out·act(W_in·x + b_in) + b_out of the block made of `halves` (paper, Eq. 1)."""
     half_in, half_out = halves
-    hidden = ACTIVATIONS[stack.activation](preactivation(stack, half_in, x))
-    return product(hidden, pick(stack.w_out, half_out)) + pick(stack.b_out, half_out)
+    return outgoing(stack, half_out, preactivation(stack, half_in, x))
+
+
+def outgoing(stack: Stack, half: Int[Array, ""], z: Float[Array, "N h"]) -> Float[Array, "N d"]:
+    """W_out·act(z) + b_out of one output half, from an input half's preactivations."""
+    return product(ACTIVATIONS[stack.activation](z), pick(stack.w_out, half)) + pick(stack.b_out, half)
 
 
 def advance(stack: Stack, arrangement: Int[Array, "L 2"], start, stop, x: Float[Array, "N d"]) -> Float[Array, "N d"]:
@@ -98,25 +103,38 @@ def forward(stack: Stack, x: Float[Array, "N d"]) -> Float[Array, "N o"]:
     return read_out(stack, advance(stack, identity_arrangement(stack.depth), 0, stack.depth, x))
 
 
-def trajectory(stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"]) -> Float[Array, "L+1 N d"]:
-    """The states x_0 = x, x_{k+1} = x_k + r_k(x_k): row k is the state before position k."""
-    last, states = lax.scan(lambda x, halves: (x + residual(stack, halves, x), x), x, arrangement)
-    return jnp.concatenate([states, last[None]])
+class Trajectory(NamedTuple):
+    """What rows go through on their way."""
+
+    states: Float[Array, "L+1 N d"]
+    """x_0 = x, x_{k+1} = x_k + r_k(x_k): row k is the state before position k."""
+    preactivations: Float[Array, "L N h"]
+    """W_in·x_k + b_in at each position."""
 
 
-def adjoints(stack: Stack, arrangement: Int[Array, "L 2"], states: Float[Array, "L+1 N d"]) -> Float[Array, "L+1 N o d"]:
+def trajectory(stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"]) -> Trajectory:
+    """One pass forward."""
+
+    def step(x: Float[Array, "N d"], halves: Int[Array, "2"]):
+        z = preactivation(stack, halves[0], x)
+        return x + outgoing(stack, halves[1], z), Trajectory(x, z)
+
+    last, on_the_way = lax.scan(step, x, arrangement)
+    return on_the_way._replace(states=jnp.concatenate([on_the_way.states, last[None]]))
+
+
+def adjoints(stack: Stack, arrangement: Int[Array, "L 2"], at: Trajectory) -> Float[Array, "L+1 N o d"]:
     """The outputs' derivatives by each state: g_L = W_last, g_k = g_{k+1} + J_k(x_k)ᵀ·g_{k+1}."""
     act = ACTIVATIONS[stack.activation]
 
-    def step(g: Float[Array, "N o d"], at):
-        (half_in, half_out), x = at
-        z = preactivation(stack, half_in, x)
+    def step(g: Float[Array, "N o d"], of_block: tuple[Int[Array, "2"], Float[Array, "N h"]]):
+        (half_in, half_out), z = of_block
         _, slope = jax.jvp(act, (z,), (jnp.ones_like(z),))
         by_hidden = product(g, pick(stack.w_out, half_out).T) * slope[:, None, :]
         return g + product(by_hidden, pick(stack.w_in, half_in).T), g
 
-    g_last = jnp.broadcast_to(stack.w_last, (states.shape[1], *stack.w_last.shape))
-    first, gs = lax.scan(step, g_last, (arrangement, states[:-1]), reverse=True)
+    g_last = jnp.broadcast_to(stack.w_last, (at.states.shape[1], *stack.w_last.shape))
+    first, gs = lax.scan(step, g_last, (arrangement, at.preactivations), reverse=True)
     return jnp.concatenate([first[None], gs])
 
 

@@ -76,7 +76,7 @@ def test_one_block_has_no_runner_up():
 # The portfolio
 
 TRACE_BASED = ("ddr", "negative_trace", "positive_trace", "symmetry", TEMPLATE)
-COSINE_BASED = ("cosines", "squared_cosines")
+COSINE_BASED = ("cosines", "squared_cosines", "cubed_cosines")
 NORM_BASED = ("norms", "norm_ranks", "gram")
 
 
@@ -92,6 +92,22 @@ def judged(w_in, w_out, signal="auto") -> Judged:
     found = pairing.pair(w_in, w_out, signal=signal)
     assert isinstance(found, Judged)
     return found
+
+
+def test_cubes_see_pairs_that_agree_in_few_large_weights():
+    rng = np.random.default_rng(3)
+    L, d, h = 16, 24, 48
+    w_in, w_out_t = rng.uniform(-1, 1, size=(2, L, h, d))
+    large = rng.random((L, h, d)) < 0.01
+    w_in[large] *= 3
+    w_out_t[large] = -w_in[large]
+    shuffled = rng.permutation(L)
+    w_out = np.swapaxes(w_out_t, 1, 2)[shuffled].astype(np.float32)
+    found = judged(w_in.astype(np.float32), w_out)
+    assert found.signal == "cubed_cosines"
+    np.testing.assert_array_equal(shuffled[found.partner], np.arange(L))
+    ratio = pairing.pair(w_in.astype(np.float32), w_out)
+    assert (shuffled[ratio.partner] != np.arange(L)).any()
 
 
 def evidence(w_in, w_out, memory=1 << 30):
@@ -110,6 +126,7 @@ def test_every_signal_is_what_its_definition_says(shape, seed):
             m, norm = b @ a, np.linalg.norm(b @ a)
             cosine = (a * b.T).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=0)
             in_norms, out_norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=0)
+            cubes = (a / in_norms[:, None]) ** 3, (b.T / out_norms[:, None]) ** 3
             ours, theirs = (g / np.linalg.norm(g) for g in (a @ a.T, b.T @ b))
             wanted = {
                 "ddr": abs(np.trace(m)) / norm,
@@ -117,6 +134,7 @@ def test_every_signal_is_what_its_definition_says(shape, seed):
                 "positive_trace": np.trace(m) / norm,
                 "cosines": -cosine.mean(),
                 "squared_cosines": (cosine**2).mean(),
+                "cubed_cosines": -(cubes[0] * cubes[1]).sum() / np.linalg.norm(cubes[0]) / np.linalg.norm(cubes[1]),
                 "norms": pearsonr(in_norms, out_norms)[0],
                 "norm_ranks": spearmanr(in_norms, out_norms)[0],
                 "gram": 1 - np.linalg.norm(ours - theirs) ** 2 / 2,

@@ -21,7 +21,11 @@ def test_trajectory_holds_every_state(shape, seed):
     stack, arrangement = reference.random_stack(rng, *shape), reference.random_arrangement(rng, shape[0])
     x = rng.normal(size=(6, shape[1])).astype(np.float32)
     expected = np.stack(reference.states(stack, arrangement, x))
-    np.testing.assert_allclose(jax.jit(stacks.trajectory)(stack, arrangement, x), expected, rtol=1e-3, atol=1e-4)
+    found = jax.jit(stacks.trajectory)(stack, arrangement, x)
+    np.testing.assert_allclose(found.states, expected, rtol=1e-3, atol=1e-4)
+    for k, half in enumerate(arrangement[:, 0]):
+        z = expected[k] @ np.asarray(stack.w_in)[half].T + np.asarray(stack.b_in)[half]
+        np.testing.assert_allclose(found.preactivations[k], z, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
@@ -32,12 +36,12 @@ def test_adjoints_are_the_derivatives_that_autodiff_finds(shape, activation):
     stack = reference.random_stack(rng, *shape, activation=activation)
     arrangement = reference.random_arrangement(rng, depth)
     x = rng.normal(size=(6, shape[1])).astype(np.float32)
-    states = jax.jit(stacks.trajectory)(stack, arrangement, x)
-    adjoints = jax.jit(stacks.adjoints)(stack, arrangement, states)
+    through = jax.jit(stacks.trajectory)(stack, arrangement, x)
+    adjoints = jax.jit(stacks.adjoints)(stack, arrangement, through)
     stack, arrangement = jax.device_put(stack), jax.device_put(arrangement)
     for k in range(depth + 1):
         onward = lambda row: stacks.read_out(stack, stacks.advance(stack, arrangement, k, depth, row[None]))[0]  # noqa: B023, E731
-        np.testing.assert_allclose(adjoints[k], jax.vmap(jax.jacfwd(onward))(states[k]), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(adjoints[k], jax.vmap(jax.jacfwd(onward))(through.states[k]), rtol=1e-3, atol=1e-4)
 
 
 def test_arranged_puts_the_halves_where_the_arrangement_says():
