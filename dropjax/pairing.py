@@ -36,6 +36,12 @@ EXACT_WIDTH = 256
 """Widest d whose products W_out·W_in are looked at as they are; wider ones are sketched."""
 SKETCH = 128
 """Random directions on each side of a sketched product."""
+RIDGE, REFITS = 0.05, 8
+"""Of the discriminant."""
+PREFERRED = 0.9
+"""The discriminant is trusted where its separation comes to this share of the best one: it rests on all signals."""
+WRONG_PAIRS = 10
+"""Wrong pairs per signal that a discriminant is learned from: with 10 signals, it takes 11 halves."""
 
 
 # The paper's ratio
@@ -88,18 +94,12 @@ def pair(
 ) -> Pairing:
     """Pair input halves with output halves; `partner[i]` of the result is the output half of input half i.
 
-    `signal` is "ddr", the paper's ratio (Section 3.1); another name in `SIGNALS`, or "template"; or "auto", the one that
+    `signal` is "ddr", the paper's ratio (Section 3.1); another name in `SIGNALS` or `LEARNED`; or "auto", the one that
     separates best. All but "ddr" give a `Judged` pairing. Raises ValueError for another name.
     """
     if signal == "ddr":
         return match("ddr", diagonal_dominance(w_in, w_out, memory)[0])
     return portfolio(Arrays(np.asarray(w_in), np.asarray(w_out)), None if signal == "auto" else (signal,), memory=memory)
-
-
-def pair_surely(w_in: Float[ArrayLike, "L h d"], w_out: Float[ArrayLike, "L d h"], memory: int = MEMORY) -> Pairing:
-    """`pair` by the paper's ratio and, only where that leaves a pair in doubt, by the signal that separates best."""
-    pairing = pair(w_in, w_out, memory)
-    return pairing if doubtful(pairing).size == 0 else pair(w_in, w_out, memory, "auto")
 
 
 # How sure a matching is
@@ -116,17 +116,18 @@ def regrets(score: Float[np.ndarray, "L L"], partner: Int[np.ndarray, " L"]) -> 
     return np.where(np.eye(len(own), dtype=bool), np.inf, loss).min(axis=1)
 
 
-def wrong_spread(score: Float[np.ndarray, "L L"], partner: Int[np.ndarray, " L"]) -> tuple[float, int]:
-    """Standard deviation of the scores of the pairs not chosen, less their rows' and columns' effects, and its degrees of
-    freedom. With fewer than 4 halves there is too little to take effects from, and it is about the mean alone.
+def without_effects(score: Float[np.ndarray, "L L"], partner: Int[np.ndarray, " L"]) -> tuple[Float[np.ndarray, "L L"], int]:
+    """The scores less their rows' and columns' effects, and the degrees of freedom that are left to the pairs not chosen.
 
-    The effects are the least-squares fit to the table without the chosen entries (Griffing's diallel analysis).
+    Column k is input half k's chosen partner, so that the chosen pairs are the diagonal. The effects are the least-squares
+    fit to the table without the diagonal (Griffing's diallel analysis); with fewer than 4 halves there is too little to
+    take effects from, and only the mean is taken.
     """
     count = len(partner)
-    if count < 2:
-        return 0.0, 1
-    off = ~np.eye(count, dtype=bool)
     table = score[:, partner].astype(np.float64)
+    if count < 2:
+        return table, 1
+    off = ~np.eye(count, dtype=bool)
     table -= table[off].mean()
     freedom = count * (count - 1) - 1
     if count > 3:
@@ -134,7 +135,14 @@ def wrong_spread(score: Float[np.ndarray, "L L"], partner: Int[np.ndarray, " L"]
         by_row, by_column = (count - 1) * rows + columns, (count - 1) * columns + rows
         table -= (by_row[:, None] + by_column) / (count * (count - 2))
         freedom -= 2 * (count - 1)
-    return float(np.sqrt(np.square(table[off]).sum() / freedom)), freedom
+    return table, freedom
+
+
+def wrong_spread(score: Float[np.ndarray, "L L"], partner: Int[np.ndarray, " L"]) -> tuple[float, int]:
+    """Standard deviation of the scores of the pairs not chosen, less their rows' and columns' effects, and its degrees of
+    freedom."""
+    table, freedom = without_effects(score, partner)
+    return float(np.sqrt(np.square(table[~np.eye(len(table), dtype=bool)]).sum() / freedom)), freedom
 
 
 def certainty(pairing: Pairing, least_spread: float = 0.0) -> tuple[Float[np.ndarray, " L"], float]:
@@ -216,6 +224,10 @@ class Evidence(NamedTuple):
     """‖a_k‖ of every input half's hidden units."""
     out_norms: Float[np.ndarray, "L h"]
     """‖b_k‖ of every output half's hidden units."""
+    in_peaks: Float[np.ndarray, "L h"]
+    """The largest |entry| of each a_k."""
+    out_peaks: Float[np.ndarray, "L h"]
+    """The largest |entry| of each b_k."""
     gram_norms: tuple[Float[np.ndarray, " L"], Float[np.ndarray, " L"]] | None
     """‖A·Aᵀ‖_F and ‖B·Bᵀ‖_F; None where products are sketched."""
     kept: tuple[Float[Array, "L h p"], Float[Array, "L h p"]]
@@ -231,7 +243,7 @@ class Evidence(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over some hidden units, and those units' norms."""
+    """Sums over some hidden units, and those units' norms and largest weights."""
 
     trace: Float[Array, "L L"]
     cosines: Float[Array, "L L"]
@@ -241,6 +253,8 @@ class Sums(NamedTuple):
     out_cubes: Float[Array, " L"]
     in_norms: Float[Array, "L s"]
     out_norms: Float[Array, "L s"]
+    in_peaks: Float[Array, "L s"]
+    out_peaks: Float[Array, "L s"]
 
 
 @jax.jit
@@ -262,6 +276,8 @@ def sums_over(a: Float[Array, "L s d"], b: Float[Array, "L s d"]) -> Sums:
         out_cubes=jnp.sum(out_cubed**2, axis=(1, 2)),
         in_norms=in_norms,
         out_norms=out_norms,
+        in_peaks=jnp.max(jnp.abs(a), axis=2),
+        out_peaks=jnp.max(jnp.abs(b), axis=2),
     )
 
 
@@ -355,6 +371,8 @@ def observe(halves: Halves, shuffles: int = SHUFFLES, seed: int = 0, memory: int
             square=square if exact else None,
             in_norms=np.concatenate([part.in_norms for part in parts], axis=1),
             out_norms=np.concatenate([part.out_norms for part in parts], axis=1),
+            in_peaks=np.concatenate([part.in_peaks for part in parts], axis=1),
+            out_peaks=np.concatenate([part.out_peaks for part in parts], axis=1),
             gram_norms=grams,
             kept=(ours, theirs),
             order=order,
@@ -422,6 +440,11 @@ def norm_ranks(seen: Evidence) -> Float[np.ndarray, "L L"]:
     return _correlation(rankdata(seen.in_norms, axis=1), rankdata(seen.out_norms, axis=1))
 
 
+def peaks(seen: Evidence) -> Float[np.ndarray, "L L"]:
+    """The same of the hidden units' largest weights. Blind and not blind to the same."""
+    return _correlation(seen.in_peaks, seen.out_peaks)
+
+
 def gram(seen: Evidence) -> Float[np.ndarray, "L L"] | None:
     """Cosine of the hidden units' Gram matrices A·Aᵀ and B·Bᵀ, from −½‖G_A/‖G_A‖ − G_B/‖G_B‖‖² + 1 = ‖M‖²/(‖G_A‖‖G_B‖).
 
@@ -451,6 +474,7 @@ SIGNALS: dict[str, Callable[[Evidence], Float[np.ndarray, "L L"] | None]] = {
         cubed_cosines,
         norms,
         norm_ranks,
+        peaks,
         gram,
         symmetry,
     )
@@ -459,8 +483,34 @@ SIGNALS: dict[str, Callable[[Evidence], Float[np.ndarray, "L L"] | None]] = {
 TEMPLATE = "template"
 """The signal learned from the surer half of another one's pairs: `template_scores`. Blind to what ddr is blind to, as long
 as it learns from the same pairs."""
-CHOICES = ("auto", *SIGNALS, TEMPLATE)
+DISCRIMINANT = "discriminant"
+"""All signals weighed as another one's pairs suggest: `discriminant`. Blind to nothing that one of them sees."""
+LEARNED = (TEMPLATE, DISCRIMINANT)
+CHOICES = ("auto", *SIGNALS, *LEARNED)
 """What `pair` can be told to look at."""
+
+
+def discriminant(scores: Sequence[Float[np.ndarray, "L L"]], partner: Int[np.ndarray, " L"]) -> Float[np.ndarray, "L L"]:
+    """The weighted sum of several signals' scores that tells the chosen pairs best from the others, and, learned again from
+    its own matching until that stays, tells them best from then on.
+
+    Fisher's linear discriminant: Σ⁻¹·μ with the chosen pairs' mean μ and the others' covariance Σ, each signal less its
+    rows' and columns' effects and in its wrong pairs' spread; `RIDGE` is added to Σ's diagonal, since some signals are
+    nearly the same.
+    """
+    combined = np.zeros_like(scores[0], np.float64)
+    off = ~np.eye(len(partner), dtype=bool)
+    for _ in range(REFITS):
+        tables = [without_effects(score, partner)[0] for score in scores]
+        seen = np.stack([table / max(table[off].std(), 1e-30) for table in tables], axis=-1)
+        covariance = np.cov(seen[off].T).reshape(len(scores), len(scores))
+        weight = np.linalg.solve(covariance + RIDGE * np.eye(len(scores)), np.einsum("kks->ks", seen).mean(axis=0))
+        combined[:, partner] = seen @ weight
+        _, again = linear_sum_assignment(combined, maximize=True)
+        if np.array_equal(again, partner):
+            break
+        partner = again
+    return combined
 
 
 # The portfolio
@@ -511,7 +561,7 @@ def _advantage(pairing: Pairing, least_spread: float) -> float:
     return float((own.mean() - others) / spread) if spread > 0 else 0.0
 
 
-def _candidate(name: str, score: Float[np.ndarray, "L L"], null: Sequence[Float[np.ndarray, "L L"]]) -> _Candidate:
+def _candidate(name: str, score: Float[np.ndarray, "L L"], *null: Float[np.ndarray, "L L"]) -> _Candidate:
     pairing, unrelated = match(name, score), [match(name, shuffled) for shuffled in null]
     floor = float(np.mean([wrong_spread(other.score, other.partner)[0] for other in unrelated]))
     sure, clear = certainty(pairing, floor)
@@ -532,29 +582,35 @@ def portfolio(
     seed: int = 0,
     memory: int = MEMORY,
 ) -> Judged:
-    """Pair the halves by each of `signals` (default: all, and the template) and keep the one that separates best.
+    """Pair the halves by each of `signals` (default: all, and those learned from them) and keep the one that separates best.
 
     A signal's separation is the mean regret of its matching, in units of its own wrong pairs' spread, over the same of its
     matchings of shuffled halves. The answer plays no part. Raises ValueError for an unknown signal or fewer than 3 shuffles.
     """
-    names = (*SIGNALS, TEMPLATE) if signals is None else tuple(signals)
-    if unknown := [name for name in names if name not in (*SIGNALS, TEMPLATE)]:
-        raise ValueError(f"signal: expected one of {', '.join((*SIGNALS, TEMPLATE))}, got {unknown[0]!r}")
+    names = CHOICES[1:] if signals is None else tuple(signals)
+    if unknown := [name for name in names if name not in CHOICES[1:]]:
+        raise ValueError(f"signal: expected one of {', '.join(CHOICES[1:])}, got {unknown[0]!r}")
     if shuffles < 3:
         raise ValueError(f"shuffles: expected at least 3, got {shuffles}")
-    wanted = tuple(SIGNALS) if TEMPLATE in names else tuple(name for name in names if name in SIGNALS)
-    seen, *null = observe(halves, shuffles, seed, memory)
-    candidates: dict[str, _Candidate] = {}
-    for name in wanted:
-        score = SIGNALS[name](seen)
-        if score is not None:
-            candidates[name] = _candidate(name, score, [np.asarray(SIGNALS[name](other)) for other in null])
+    wanted = [name for name in SIGNALS if name in names or set(LEARNED) & set(names)]
+    every = list(observe(halves, shuffles, seed, memory))  # the halves themselves, and then their shuffled copies
+    scores = {name: [np.asarray(score) for e in every if (score := SIGNALS[name](e)) is not None] for name in wanted}
+    candidates = {name: _candidate(name, *of_name) for name, of_name in scores.items() if of_name}
     if not candidates:
         raise ValueError(f"signal: expected one that products of d = {halves.shape[2]} allow, got {', '.join(names)}")
+    base = max(candidates.values(), key=lambda candidate: candidate.separation)
+    matchings = [match(base.pairing.signal, score) for score in scores[base.pairing.signal]]
     if TEMPLATE in names:
-        candidates[TEMPLATE] = _learned(max(candidates.values(), key=lambda c: c.separation), seen, null)
-        candidates = {name: candidate for name, candidate in candidates.items() if name in names}
+        candidates[TEMPLATE] = _candidate(TEMPLATE, *map(_template, every, matchings))
+    together = [of_name for name, of_name in scores.items() if of_name and name != "positive_trace"]  # negative_trace again
+    count = halves.shape[0]
+    if DISCRIMINANT in names and count * (count - 1) >= WRONG_PAIRS * len(together):
+        learned = [discriminant(of_one, found.partner) for *of_one, found in zip(*together, matchings, strict=True)]
+        candidates[DISCRIMINANT] = _candidate(DISCRIMINANT, *learned)
+    candidates = {name: candidate for name, candidate in candidates.items() if name in names} or {base.pairing.signal: base}
     best = max(candidates.values(), key=lambda candidate: candidate.separation)
+    if DISCRIMINANT in candidates and candidates[DISCRIMINANT].separation >= PREFERRED * best.separation:
+        best = candidates[DISCRIMINANT]
     needed = float(-stdtrit(shuffles - 1, SIGNAL_ERROR / len(candidates)))
     voters = {name: c.pairing.partner for name, c in candidates.items() if c.strength > needed}
     return Judged(
@@ -570,14 +626,8 @@ def portfolio(
     )
 
 
-def _learned(base: _Candidate, seen: Evidence, null: Sequence[Evidence]) -> _Candidate:
-    """The template of the base signal's matching, here and, each from its own matching, in the shuffled copies."""
-    name = base.pairing.signal
-
-    def scores(evidence: Evidence) -> Float[np.ndarray, "L L"]:
-        pairing = match(name, np.asarray(SIGNALS[name](evidence)))
-        sure = certainty(pairing)[0]
-        weight = (sure >= np.median(sure)).astype(np.float32)  # the surer half
-        return np.asarray(template_scores(*evidence.halves, jnp.asarray(pairing.partner), jnp.asarray(weight)))
-
-    return _candidate(TEMPLATE, scores(seen), [scores(other) for other in null])
+def _template(seen: Evidence, pairing: Pairing) -> Float[np.ndarray, "L L"]:
+    """The template of a matching's surer half."""
+    sure = certainty(pairing)[0]
+    weight = (sure >= np.median(sure)).astype(np.float32)
+    return np.asarray(template_scores(*seen.halves, jnp.asarray(pairing.partner), jnp.asarray(weight)))

@@ -92,7 +92,7 @@ def greedy_order(
     def size(k: Int[Array, ""], state: Float[Array, "N d"]) -> Float[Array, ""]:
         return sign * jnp.mean(jnp.linalg.norm(residual(stack, pick(pairs, k), state), axis=1))
 
-    def place(at: _Greedy, _: None) -> tuple[_Greedy, Int[Array, ""]]:
+    def place(at: _Greedy, _: object) -> tuple[_Greedy, Int[Array, ""]]:
         _, nearest = lax.top_k(-at.norms, min(LOOKED_AT, depth))
         again = lax.map(lambda k: jnp.where(at.norms[k] < jnp.inf, size(k, at.state), jnp.inf), nearest)
         best = nearest[jnp.argmin(again)]
@@ -100,7 +100,8 @@ def greedy_order(
         return _Greedy(norms, at.state + residual(stack, pick(pairs, best), at.state)), best
 
     start = _Greedy(lax.map(lambda k: size(k, x), jnp.arange(depth)), x)
-    return lax.scan(place, start, None, length=depth)[1]
+    _, order = lax.scan(place, start, length=depth)
+    return order
 
 
 class Portfolio(NamedTuple):
