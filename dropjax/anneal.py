@@ -6,6 +6,7 @@ and lets the whole pass a second, exact test on what it adds beyond what the fir
 and Fox, 2005).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from dropjax.moves import Linearised, effect_sum, far_changes, far_move, moved
+from dropjax.moves import Linearised, adjacent_changes, effect_sum, far_changes, far_move, moved
 from dropjax.stack import Stack, Trajectory, adjoints, read_out, trajectory
 
 DRAWS = 256
@@ -70,10 +71,13 @@ def anneal_rounds(
     Temperatures are in units of the MSE.
     """
     depth, weight = stack.depth, jnp.full(len(x), 1 / pred.size)
+    left = jnp.arange(depth - 1)
 
     def predict(arrangement: Int[Array, "L 2"], through: Trajectory, error) -> Float[Array, "3 L L"]:
-        changes = far_changes(Linearised(*through, adjoints(stack, arrangement, through)))
-        return jnp.stack([effect_sum(change, error, weight) for change in changes])
+        at = Linearised(*through, adjoints(stack, arrangement, through))
+        far = jnp.stack([effect_sum(change, error, weight) for change in far_changes(at)])
+        near = jax.vmap(partial(effect_sum, error=error, weight=weight))(adjacent_changes(stack, arrangement, at))
+        return far.at[:, left, left + 1].set(near)
 
     def step(at: Annealed) -> Annealed:
         key, drawing, testing = jax.random.split(at.key, 3)

@@ -5,13 +5,12 @@ once; then others are tried, each judged after a short annealing of its own; at 
 best one made, and so on until none helps.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from dropjax.anneal import anneal_rounds, from_here, start_annealing
 from dropjax.device import MEMORY, scored_together
@@ -26,27 +25,33 @@ from dropjax.moves import (
     score_moves,
 )
 from dropjax.pairing import regrets
-from dropjax.regression import proposals
+from dropjax.regression import orders, proposals
 from dropjax.solution import Pairing
 from dropjax.stack import Stack, forward
 from dropjax.verify import EXACT
 
-ROWS = 512
-"""Rows that annealing decides on: with 256, an order can fit the rows and not the table."""
+FEW_ROWS, ROWS = 256, 512
+"""Rows on which an order forms, and on which it is finished: one that fits the fewer need not fit the table."""
 REGRESSION_ROWS = 4000
 """Rows that pairings by least squares are fitted to and judged on."""
-HOT, COLD = 3e-3, 1e-3
-"""First and last temperature of an annealing, in variances of pred: between them an order forms."""
-TRIAL, ROUNDS = 100, 3000
-"""Rounds of the annealing that a start is judged after, and of a whole one."""
+HOT = 5e-3
+"""Highest temperature of an annealing, in variances of pred: where an order begins to form."""
+WARM = 150
+"""An annealing begins at 1/150 of its start's MSE, if that is less: L/2 degrees of freedom hold L/4 times the temperature."""
+COOLING = 5, 10
+"""Factors by which the temperature falls on the fewer rows, and on the more."""
+ROUNDS = 3000, 1000
+"""Rounds on either."""
 SIZES = (12, 16, 24, 48)
 """Doubtful pairs that a regression is fitted to."""
 DOUBTFUL = 16
 """Doubtful pairs whose exchanges are scored one by one."""
 ROUGH = 0.5
 """Fraction of pred's variance that an order's MSE has to be under for least squares to be tried on it."""
-EVERY = 400
+EVERY = 1000
 """Rounds between two trials of least squares."""
+GOING_ON = 0.9
+"""An annealing at its last temperature goes on as long as the MSE falls to this share of what it was."""
 TRIED = 4
 """Proposed pairings that are tried before the next whole annealing."""
 SHORT = 250
@@ -82,8 +87,9 @@ class Ladder:
         memory: int = MEMORY,
     ) -> None:
         self.stack, self.stop, self.seed, self.memory = stack, stop, seed, memory
-        self.few = jax.device_put((np.asarray(x)[:ROWS], np.asarray(pred)[:ROWS]))
-        self.many = jax.device_put((np.asarray(x)[:REGRESSION_ROWS], np.asarray(pred)[:REGRESSION_ROWS]))
+        self.fewest, self.few, self.many = (
+            jax.device_put((np.asarray(x)[:rows], np.asarray(pred)[:rows])) for rows in (FEW_ROWS, ROWS, REGRESSION_ROWS)
+        )
         self.score = pairing.score
         self.doubtful = np.argsort(regrets(pairing.score, pairing.partner), kind="stable")
         """Input halves, the most doubtful first."""
@@ -96,12 +102,20 @@ class Ladder:
         mse = score_arrangements(self.stack, arrangement[None], *self.many, memory=self.memory)
         return Climbed(arrangement, float(mse[0]), rounds, moves)
 
-    def annealed(self, start: Int[np.ndarray, "L 2"], hot: float, cold: float, rounds: int, seed: int) -> Climbed:
-        """The best order of one annealing, its pairs replaced on the way where least squares at once finds better ones."""
-        at = start_annealing(start, seed)
+    def annealed(
+        self,
+        rows: tuple[Array, Array],
+        start: Int[np.ndarray, "L 2"],
+        hot: float,
+        cold: float,
+        rounds: int,
+    ) -> Climbed:
+        """The best order of one annealing on some rows, its pairs replaced on the way where least squares finds better ones."""
+        self.seed += 1
+        at = start_annealing(start, self.seed)
         schedule = np.float32(hot), np.float32(cold), np.int32(rounds), np.int32(PART)
-        while int(at.rounds) < rounds and not self.stop():
-            at = anneal_rounds(self.stack, at, *self.few, *schedule)
+        while int(at.rounds) < rounds and float(at.best_mse) > self.exact and not self.stop():
+            at = anneal_rounds(self.stack, at, *rows, *schedule)
             if float(at.mse) < ROUGH * self.variance and int(at.rounds) % EVERY == 0:
                 here = self.judged(np.asarray(at.arrangement))
                 better = min(map(self.judged, self.proposed(here.arrangement)[:TRIED]), key=lambda of: of.mse, default=here)
@@ -113,19 +127,26 @@ class Ladder:
         """Other pairings by least squares, the likeliest first."""
         return proposals(self.stack, arrangement, self.doubtful, self.score, *self.many, sizes=SIZES)
 
-    def ordered(self, starts: Sequence[Int[np.ndarray, "L 2"]], chains: int) -> Climbed:
-        """The best of whole annealings, side by side, of the `chains` starts that a short annealing does most for."""
-        hot, cold = HOT * self.variance, COLD * self.variance
+    def ordered(self, best: Climbed) -> Climbed:
+        """Orders by least squares, each from the one before, as long as the MSE falls."""
+        rounds = 0
+        while best.mse > self.exact and not self.stop():
+            proposed = orders(self.stack, best.arrangement, *self.many, memory=self.memory)
+            scores = np.asarray(score_arrangements(self.stack, proposed, *self.few, memory=self.memory))
+            better = min((self.judged(proposed[k]) for k in np.argsort(scores)[:TRIED]), key=lambda of: of.mse)
+            rounds += 1
+            if better.mse >= best.mse:
+                break
+            best = better
+        return best._replace(rounds=rounds)
 
-        def annealed_for(rounds: int) -> Callable[[tuple[int, Int[np.ndarray, "L 2"]]], Climbed]:
-            return lambda start: self.annealed(start[1], hot, cold, rounds, self.seed + start[0])
-
-        with ThreadPoolExecutor(chains) as pool:
-            trials = sorted(pool.map(annealed_for(TRIAL), enumerate(starts)), key=lambda trial: trial.mse)
-            whole = list(pool.map(annealed_for(ROUNDS), enumerate(trial.arrangement for trial in trials[:chains])))
-        best = min(whole, key=lambda chain: chain.mse)
-        every = trials + whole
-        return best._replace(rounds=sum(one.rounds for one in every), moves=sum(one.moves for one in every))
+    def warmed(self, best: Climbed) -> Climbed:
+        """Annealed on few rows, then on more until it is cold."""
+        hot = min(HOT * self.variance, best.mse / WARM)
+        few, more = COOLING
+        formed = self.annealed(self.fewest, best.arrangement, hot, hot / few, ROUNDS[0])
+        finished = self.annealed(self.few, formed.arrangement, hot / few, hot / few / more, ROUNDS[1])
+        return finished._replace(rounds=formed.rounds + finished.rounds, moves=formed.moves + finished.moves)
 
     def carries_over(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
         """Whether the outputs follow pred on rows that annealing did not decide on; True where there are none.
@@ -148,9 +169,8 @@ class Ladder:
             better = None
             for pairing in (*new, best.arrangement):
                 tried.add(pairing.tobytes())
-                self.seed += 1
-                hot = min(best.mse / 20, 2 * COLD * self.variance)  # hotter, and the order would melt
-                chain = self.annealed(pairing, hot, hot / 50, SHORT, self.seed)
+                hot = min(best.mse / 20, HOT / 3 * self.variance)  # hotter, and the order would melt
+                chain = self.annealed(self.few, pairing, hot, hot / 50, SHORT)
                 rounds, moves = rounds + chain.rounds, moves + chain.moves
                 if chain.mse < best.mse * 0.999:
                     better = chain

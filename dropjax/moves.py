@@ -64,17 +64,17 @@ def squared_error(stack: Stack, arrangement, start, state, pred, weight) -> Floa
     return jnp.sum(weight[:, None] * (outputs - pred) ** 2)
 
 
-def _mean_over_rows(
+def mean_over_rows(
     of_chunk: Callable[..., T], x: Float[Array, "N d"], pred: Float[Array, "N o"], bytes_per_row: int, memory: int
 ) -> T:
     """Means over all predictions, from the sums that `of_chunk(x, pred, weight)` gives for chunks of rows in `memory`."""
     rows = len(x)
     chunks = -(-rows // max(1, min(rows, memory // bytes_per_row)))
     parts = tuple(in_chunks(a, -(-rows // chunks)) for a in (x, pred, jnp.ones(rows)))
-    if chunks == 1:
-        sums = of_chunk(*(part[0] for part in parts))
-    else:
-        sums = jax.tree.map(lambda a: jnp.sum(a, axis=0), lax.map(lambda part: of_chunk(*part), parts))
+    sums = of_chunk(*(part[0] for part in parts))
+    if chunks > 1:
+        rest = tuple(part[1:] for part in parts)
+        sums, _ = lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, of_chunk(*part)), None), sums, rest)
     return jax.tree.map(lambda a: a / pred.size, sums)
 
 
@@ -116,7 +116,7 @@ def score_moves(
         return lax.map(of_batch, padded).reshape(-1)
 
     bytes_per_row = 4 * ((depth + 1) * width + 2 * together * (width + hidden))
-    return _mean_over_rows(of_chunk, x, pred, bytes_per_row, memory)[: len(moves)]
+    return mean_over_rows(of_chunk, x, pred, bytes_per_row, memory)[: len(moves)]
 
 
 @partial(jax.jit, static_argnames=("together", "memory"))
@@ -135,7 +135,7 @@ def score_arrangements(
         run = lambda arrangement: squared_error(stack, arrangement, 0, x, pred, weight)  # noqa: E731
         return lax.map(run, arrangements, batch_size=None if together == 1 else together)
 
-    return _mean_over_rows(of_chunk, x, pred, 8 * together * (width + hidden), memory)
+    return mean_over_rows(of_chunk, x, pred, 8 * together * (width + hidden), memory)
 
 
 class Linearised(NamedTuple):
@@ -172,6 +172,13 @@ def flips(at: Linearised) -> Float[Array, "N o L L"]:
     increments = at.adjoints[:-1] - at.adjoints[1:]
     one_way = jnp.einsum("anod,bnd->noab", increments, residuals, precision=lax.Precision.HIGHEST)
     return jnp.triu(one_way - jnp.swapaxes(one_way, -1, -2), 1)
+
+
+def flips_and_swaps(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearised) -> Float[Array, "N o L L"]:
+    """`flips`, but for neighbours the exact change of the state behind them: `adjacent_changes`."""
+    left = jnp.arange(stack.depth - 1)
+    near = jnp.moveaxis(adjacent_changes(stack, arrangement, at), 0, -1)
+    return flips(at).at[..., left, left + 1].set(near)
 
 
 class FarChanges(NamedTuple):
@@ -243,7 +250,7 @@ def score_first_order(
     """Predicted effects of all exchanges of neighbours, insertions and swaps: mean(2eΔ + Δ²), e = f − pred."""
     depth, (hidden, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
     bytes_per_row = 4 * (depth * hidden + 2 * depth * width * (1 + outputs) + 8 * outputs * depth * depth)
-    return _mean_over_rows(partial(first_order_sums, stack, arrangement), x, pred, bytes_per_row, memory)
+    return mean_over_rows(partial(first_order_sums, stack, arrangement), x, pred, bytes_per_row, memory)
 
 
 def contributions(

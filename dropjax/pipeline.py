@@ -43,11 +43,8 @@ NOTHING_TO_FIND = "no order of these pieces follows pred on rows that the search
 HOPELESS = 0.5
 """Fraction of pred's variance that a seed order's MSE has to be under to be repaired before anything is annealed."""
 
-RANDOM_STARTS = 4
-"""Random orders among the starts of an annealing."""
-
-ATTEMPTS = 3
-"""Annealings from new starts before `auto` turns to the paper's exact route."""
+ATTEMPTS = 5
+"""Annealings, from the best seed order and from random ones, before `auto` turns to the paper's exact route."""
 
 
 @dataclass(frozen=True)
@@ -444,11 +441,11 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence["Start"], attempt: int) 
     stack, x, pred = run.problem
     seed = run.options.random_seed + 1000 * attempt
     ladder = Ladder(stack, np.asarray(x), np.asarray(pred), pairing, run.stop, seed, run.options.memory)
-    rng = np.random.default_rng(seed)
-    randoms = [starts[0].arrangement[rng.permutation(stack.depth)] for _ in range(RANDOM_STARTS)]
+    start = starts[0].arrangement
+    if attempt > 0:
+        start = start[np.random.default_rng(seed).permutation(stack.depth)]
     with run.stage("annealing") as record:
-        seeds = [start.arrangement for start in starts] if attempt == 0 else []
-        climbed = ladder.ordered(seeds + randoms, os.cpu_count() or 1)
+        climbed = ladder.ordered(start)
         record |= {"mse": climbed.mse, "rows": len(ladder.many[0]), "evaluations": climbed.rounds, "swaps": climbed.moves}
     if not run.stop() and not ladder.carries_over(climbed.arrangement):
         return None

@@ -1,22 +1,121 @@
-"""Pairing by least squares: which output half goes with which input half, read off the stack's errors.
+"""What a stack's errors say about its pairs and its order, by least squares.
 
-A block is linear in its output half, so to first order the outputs are linear in a soft pairing P of some blocks' halves.
-Where the order is roughly right, a ridge regression of the errors tells the pairs even where the weights do not.
+Pairs: a block is linear in its output half, so to first order the outputs are linear in a soft pairing P of some blocks'
+halves. Order: to first order every two blocks that stand the wrong way round add a change of their own to the outputs, so
+that one regression of the errors on all such changes tells all wrong ways at once, also where they make up for one another
+and no single move helps. Neither owes anything to the weights.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
+from scipy import linalg
 from scipy.optimize import linear_sum_assignment
 
-from dropjax.moves import contributions, linearise
+from dropjax.device import MEMORY
+from dropjax.moves import contributions, flips_and_swaps, linearise, mean_over_rows
 from dropjax.stack import Stack, read_out
 
 RIDGES = (0.1, 0.3, 1.0, 3.0)
-"""Ridges, in units of the features' mean square sum: weaker ones find the pairing at hand, whatever it is."""
+"""Ridges of a pairing, in units of the features' mean square sum: weaker ones find the pairing at hand, whatever it is."""
+
+ORDER_RIDGES = (1e-4, 1e-2, 0.1, 1.0)
+"""Ridges of an order, in the same units: weak ones near the answer, strong ones far from it."""
+
+MOST_FLIPS = 5000
+"""Pairs of positions that an order is fitted to, the nearest ones first: the cost grows with their cube."""
+
+
+# Order
+
+
+class Normal(NamedTuple):
+    """Normal equations of the errors by the changes that P flips would make, as means over the predictions."""
+
+    gram: Float[Array, "P P"]
+    towards: Float[Array, " P"]
+
+
+def flipped_positions(depth: int, most: int = MOST_FLIPS) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+    """Pairs of positions i < j, all of them or those no farther apart than makes `most`."""
+    i, j = np.triu_indices(depth, 1)
+    reach = depth - 1
+    while reach > 1 and reach * depth > most + depth * (depth - 1) // 2 - (depth - reach) * (depth - reach - 1) // 2:
+        reach -= 1
+    near = j - i <= max(1, reach)
+    return i[near], j[near]
+
+
+@partial(jax.jit, static_argnames="memory")
+def normal_equations(
+    stack: Stack,
+    arrangement: Int[Array, "L 2"],
+    positions: tuple[Int[Array, " P"], Int[Array, " P"]],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    memory: int = MEMORY,
+) -> Normal:
+    """Of −e by Δ_ij, the change of the outputs by the blocks at i < j standing the other way round."""
+
+    def of_chunk(x, pred, weight):
+        at = linearise(stack, arrangement, x)
+        error = (read_out(stack, at.states[-1]) - pred) * weight[:, None]
+        changes = flips_and_swaps(stack, arrangement, at)[..., positions[0], positions[1]] * weight[:, None, None]
+        product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+        return Normal(product("nop,noq->pq", changes, changes), -product("nop,no->p", changes, error))
+
+    depth, (hidden, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
+    bytes_per_row = 4 * (depth * hidden + 2 * depth * width * (1 + outputs) + outputs * (4 * depth**2 + 2 * len(positions[0])))
+    return mean_over_rows(of_chunk, x, pred, bytes_per_row, memory)
+
+
+def flip_shares(normal: Normal, ridges: Sequence[float] = ORDER_RIDGES) -> list[Float[np.ndarray, " P"]]:
+    """For each ridge, how much of each flip the errors ask for: about 0 where two blocks stand rightly, 1 where they do not."""
+    gram, towards = (np.asarray(a, np.float64) for a in normal)
+    scale = max(np.trace(gram) / len(gram), 1e-300)
+    identity = np.eye(len(gram))
+    return [linalg.solve(gram + ridge * scale * identity, towards, assume_a="pos") for ridge in ridges]
+
+
+def reordered(
+    arrangement: Int[np.ndarray, "L 2"],
+    positions: tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]],
+    share: Float[np.ndarray, " P"],
+) -> Int[np.ndarray, "L 2"]:
+    """The blocks by the expected number of those before them, a pair being the wrong way round with probability `share`
+    (Borda's count)."""
+    i, j = positions
+    share = np.clip(share, 0, 1)
+    before = np.triu(np.ones((len(arrangement), len(arrangement))), 1)
+    before[i, j], before[j, i] = 1 - share, share
+    return arrangement[np.argsort(before.sum(axis=0), kind="stable")]
+
+
+def orders(
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    memory: int = MEMORY,
+) -> Int[np.ndarray, "K L 2"]:
+    """Orders of the same blocks that regressions of the errors propose; K is always the same.
+
+    For each ridge those by the shares themselves and by twice as much, and by the flips of more than 30% and 70%.
+    """
+    positions = flipped_positions(len(arrangement))
+    shares = flip_shares(normal_equations(stack, arrangement, jax.device_put(positions), x, pred, memory))
+    asked = [of for share in shares for of in (share, 2 * share, share > 0.3, share > 0.7)]
+    return np.stack([reordered(arrangement, positions, np.asarray(of, np.float64)) for of in asked])
+
+
+# Pairs
 
 
 @jax.jit
