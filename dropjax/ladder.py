@@ -1,11 +1,11 @@
 """Recovering a stack whose seed orders say little and whose pairs are in doubt.
 
-Rung by rung, each from the best so far: the order is annealed, and pairings by least squares are taken where they help at
-once; then others are tried, each judged after a short annealing of its own; at last every move is scored exactly, the
-best one made, and so on until none helps.
+Rung by rung, each from the best so far: orders by least squares, from seed orders and from random ones; pairings by least
+squares, each judged by the order that it leads to; annealing, where neither goes on; at last every move is scored exactly,
+the best one made, and so on until none helps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from dropjax.moves import (
     score_moves,
 )
 from dropjax.pairing import regrets
-from dropjax.regression import orders, proposals
+from dropjax.regression import flipped_positions, orders, proposals
 from dropjax.solution import Pairing
 from dropjax.stack import Stack, forward
 from dropjax.verify import EXACT
@@ -33,11 +33,11 @@ from dropjax.verify import EXACT
 FEW_ROWS, ROWS = 256, 512
 """Rows on which an order forms, and on which it is finished: one that fits the fewer need not fit the table."""
 REGRESSION_ROWS = 4000
-"""Rows that pairings by least squares are fitted to and judged on."""
+"""Rows that least squares are fitted to and judged on, or twice the number of flips, if that is more."""
 HOT = 5e-3
 """Highest temperature of an annealing, in variances of pred: where an order begins to form."""
 WARM = 150
-"""An annealing begins at 1/150 of its start's MSE, if that is less: L/2 degrees of freedom hold L/4 times the temperature."""
+"""An annealing begins at 1/150 of its start's MSE, if that is less: hotter, and what is there would melt."""
 COOLING = 5, 10
 """Factors by which the temperature falls on the fewer rows, and on the more."""
 ROUNDS = 3000, 1000
@@ -50,12 +50,10 @@ ROUGH = 0.5
 """Fraction of pred's variance that an order's MSE has to be under for least squares to be tried on it."""
 EVERY = 1000
 """Rounds between two trials of least squares."""
-GOING_ON = 0.9
-"""An annealing at its last temperature goes on as long as the MSE falls to this share of what it was."""
+PATIENCE = 4
+"""Orders by least squares in a row that may be no better than the best so far."""
 TRIED = 4
 """Proposed pairings that are tried before the next whole annealing."""
-SHORT = 250
-"""Rounds of the annealing that a proposed pairing is judged after."""
 PORTION = 512
 """Moves that are scored exactly before the best of them is made, if it helps."""
 PART = 50
@@ -67,7 +65,7 @@ class Climbed(NamedTuple):
 
     arrangement: Int[np.ndarray, "L 2"]
     mse: float
-    """Over the first `REGRESSION_ROWS` rows."""
+    """Over the rows that least squares look at."""
     rounds: int
     """Rounds of annealing and candidates scored exactly."""
     moves: int
@@ -87,8 +85,10 @@ class Ladder:
         memory: int = MEMORY,
     ) -> None:
         self.stack, self.stop, self.seed, self.memory = stack, stop, seed, memory
+        flips = len(flipped_positions(stack.depth)[0])
         self.fewest, self.few, self.many = (
-            jax.device_put((np.asarray(x)[:rows], np.asarray(pred)[:rows])) for rows in (FEW_ROWS, ROWS, REGRESSION_ROWS)
+            jax.device_put((np.asarray(x)[:rows], np.asarray(pred)[:rows]))
+            for rows in (FEW_ROWS, ROWS, max(REGRESSION_ROWS, 2 * flips))
         )
         self.score = pairing.score
         self.doubtful = np.argsort(regrets(pairing.score, pairing.partner), kind="stable")
@@ -110,7 +110,7 @@ class Ladder:
         cold: float,
         rounds: int,
     ) -> Climbed:
-        """The best order of one annealing on some rows, its pairs replaced on the way where least squares finds better ones."""
+        """The best order of one annealing on some rows; on the way, pairs by least squares are taken where they help."""
         self.seed += 1
         at = start_annealing(start, self.seed)
         schedule = np.float32(hot), np.float32(cold), np.int32(rounds), np.int32(PART)
@@ -127,26 +127,44 @@ class Ladder:
         """Other pairings by least squares, the likeliest first."""
         return proposals(self.stack, arrangement, self.doubtful, self.score, *self.many, sizes=SIZES)
 
-    def ordered(self, best: Climbed) -> Climbed:
-        """Orders by least squares, each from the one before, as long as the MSE falls."""
-        rounds = 0
-        while best.mse > self.exact and not self.stop():
-            proposed = orders(self.stack, best.arrangement, *self.many, memory=self.memory)
+    def ordered(self, start: Climbed) -> Climbed:
+        """Orders by least squares, each from the one before; ends after `PATIENCE` that are no better than the best."""
+        best = at = start
+        seen = {start.arrangement.tobytes()}
+        rounds = waited = 0
+        while best.mse > self.exact and waited < PATIENCE and not self.stop():
+            proposed = orders(self.stack, at.arrangement, *self.many, memory=self.memory)
             scores = np.asarray(score_arrangements(self.stack, proposed, *self.few, memory=self.memory))
-            better = min((self.judged(proposed[k]) for k in np.argsort(scores)[:TRIED]), key=lambda of: of.mse)
-            rounds += 1
-            if better.mse >= best.mse:
+            ranked = [proposed[k] for k in np.argsort(scores, kind="stable")]
+            new = [order for order in ranked if order.tobytes() not in seen][:TRIED]
+            if not new:
                 break
-            best = better
+            at = min(map(self.judged, new), key=lambda of: of.mse)
+            seen.add(at.arrangement.tobytes())
+            rounds += 1
+            waited = 0 if at.mse < best.mse else waited + 1
+            best = min(best, at, key=lambda of: of.mse)
+        return best._replace(rounds=rounds)
+
+    def best_ordered(self, starts: Sequence[Int[np.ndarray, "L 2"]]) -> Climbed:
+        """The best order by least squares that the starts lead to; the first that is exact ends it."""
+        best, rounds = self.judged(starts[0]), 0
+        for start in starts:
+            if best.mse <= self.exact or self.stop():
+                break
+            found = self.ordered(self.judged(start))
+            best, rounds = min(best, found, key=lambda of: of.mse), rounds + found.rounds
         return best._replace(rounds=rounds)
 
     def warmed(self, best: Climbed) -> Climbed:
-        """Annealed on few rows, then on more until it is cold."""
+        """Annealed on few rows, then on more until it is cold, and put in order by least squares from there."""
         hot = min(HOT * self.variance, best.mse / WARM)
         few, more = COOLING
         formed = self.annealed(self.fewest, best.arrangement, hot, hot / few, ROUNDS[0])
         finished = self.annealed(self.few, formed.arrangement, hot / few, hot / few / more, ROUNDS[1])
-        return finished._replace(rounds=formed.rounds + finished.rounds, moves=formed.moves + finished.moves)
+        ordered = self.ordered(finished)
+        rounds = formed.rounds + finished.rounds + ordered.rounds
+        return min(best, ordered, key=lambda of: of.mse)._replace(rounds=rounds, moves=formed.moves + finished.moves)
 
     def carries_over(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
         """Whether the outputs follow pred on rows that annealing did not decide on; True where there are none.
@@ -161,24 +179,22 @@ class Ladder:
         return bool(np.nanmax(both) > 6 / np.sqrt(len(x)))
 
     def paired(self, best: Climbed) -> Climbed:
-        """Pairings by least squares, as long as one of them lowers the MSE after a short annealing."""
+        """Pairings by least squares, as long as one of them leads to an order with a lower MSE."""
         tried = {best.arrangement.tobytes()}
-        rounds = moves = 0
+        rounds = 0
         while best.mse > self.exact and not self.stop():
-            new = [pairing for pairing in self.proposed(best.arrangement) if pairing.tobytes() not in tried][:TRIED]
             better = None
-            for pairing in (*new, best.arrangement):
+            for pairing in [new for new in self.proposed(best.arrangement) if new.tobytes() not in tried][:TRIED]:
                 tried.add(pairing.tobytes())
-                hot = min(best.mse / 20, HOT / 3 * self.variance)  # hotter, and the order would melt
-                chain = self.annealed(self.few, pairing, hot, hot / 50, SHORT)
-                rounds, moves = rounds + chain.rounds, moves + chain.moves
-                if chain.mse < best.mse * 0.999:
-                    better = chain
+                found = self.ordered(self.judged(pairing))
+                rounds += found.rounds
+                if found.mse < best.mse:
+                    better = found
                     break
             if better is None:
                 break
             best = better
-        return best._replace(rounds=rounds, moves=moves)
+        return best._replace(rounds=rounds)
 
     def scanned(self, best: Climbed) -> Climbed:
         """Swaps, insertions and doubtful pair swaps, scored exactly, those first that are predicted to help most.

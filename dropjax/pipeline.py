@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from dropjax import bradley_terry, seeding, verify
 from dropjax.device import MEMORY, PRECISION, describe, scored_together
-from dropjax.ladder import Ladder
+from dropjax.ladder import Climbed, Ladder
 from dropjax.moves import SWAP, pairs_of_positions, score_moves
 from dropjax.pairing import doubtful, pair
 from dropjax.puzzle import Puzzle
@@ -28,7 +29,7 @@ SEED_ROWS = 64
 """Rows on which `auto` scores its portfolio of seed orders: enough to tell good from bad."""
 
 FALLBACK_SEEDS = 4
-"""Seed orders that `auto` repairs before it turns to the paper's exact route."""
+"""Seed orders that `auto` tries to repair, and least squares start from."""
 
 MOVES_PER_CALL = 256
 """Swaps scored before the clock is looked at again."""
@@ -43,8 +44,11 @@ NOTHING_TO_FIND = "no order of these pieces follows pred on rows that the search
 HOPELESS = 0.5
 """Fraction of pred's variance that a seed order's MSE has to be under to be repaired before anything is annealed."""
 
-ATTEMPTS = 5
-"""Annealings, from the best seed order and from random ones, before `auto` turns to the paper's exact route."""
+RANDOM_STARTS = 6
+"""Random orders from which least squares are tried in each attempt."""
+
+ATTEMPTS = 3
+"""Attempts of the ladder before `auto` turns to the paper's exact route."""
 
 
 @dataclass(frozen=True)
@@ -437,30 +441,34 @@ def _repairable(starts: Sequence["Start"]) -> Sequence["Start"]:
 
 
 def _climb(run: Run, pairing: Pairing, starts: Sequence["Start"], attempt: int) -> Int[np.ndarray, "L 2"] | None:
-    """One attempt of the ladder; None where what annealing finds does not carry over to rows that it did not look at."""
+    """One attempt of the ladder; None where what it finds does not carry over to rows that it did not look at."""
     stack, x, pred = run.problem
     seed = run.options.random_seed + 1000 * attempt
     ladder = Ladder(stack, np.asarray(x), np.asarray(pred), pairing, run.stop, seed, run.options.memory)
-    start = starts[0].arrangement
-    if attempt > 0:
-        start = start[np.random.default_rng(seed).permutation(stack.depth)]
-    with run.stage("annealing") as record:
-        climbed = ladder.ordered(start)
-        record |= {"mse": climbed.mse, "rows": len(ladder.many[0]), "evaluations": climbed.rounds, "swaps": climbed.moves}
+    rng = np.random.default_rng(seed)
+    seeds = [start.arrangement for start in starts[:FALLBACK_SEEDS]] if attempt == 0 else []
+    randoms = [starts[0].arrangement[rng.permutation(stack.depth)] for _ in range(RANDOM_STARTS)]
+
+    def rung(name: str, climbing: Callable[[], Climbed]) -> Climbed:
+        with run.stage(name) as record:
+            climbed = climbing()
+            record |= {"mse": climbed.mse, "rows": len(ladder.many[0])}
+            record |= {"evaluations": climbed.rounds, "swaps": climbed.moves}
+        return climbed
+
+    climbed = rung("order by least squares", lambda: ladder.best_ordered([*seeds, *randoms]))
     if not run.stop() and not ladder.carries_over(climbed.arrangement):
         return None
-    for name, rung in (("least squares", ladder.paired), ("exact scan", ladder.scanned)):
+    for name, climbing in (
+        ("pairs by least squares", ladder.paired),
+        ("annealing", ladder.warmed),
+        ("pairs by least squares", ladder.paired),
+        ("exact scan", ladder.scanned),
+    ):
         if run.stop() or run.solved(climbed.arrangement):
-            break
-        with run.stage(name) as record:
-            climbed = rung(climbed)
-            record |= {
-                "mse": climbed.mse,
-                "rows": len(ladder.many[0]),
-                "evaluations": climbed.rounds,
-                "swaps": climbed.moves,
-            }
-    return climbed.arrangement if run.stop() or run.solved(climbed.arrangement) else _guided(run, climbed.arrangement)
+            return climbed.arrangement
+        climbed = rung(name, partial(climbing, climbed))
+    return _guided(run, climbed.arrangement)
 
 
 class Start(NamedTuple):

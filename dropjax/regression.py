@@ -26,7 +26,7 @@ from dropjax.stack import Stack, read_out
 RIDGES = (0.1, 0.3, 1.0, 3.0)
 """Ridges of a pairing, in units of the features' mean square sum: weaker ones find the pairing at hand, whatever it is."""
 
-ORDER_RIDGES = (1e-4, 1e-2, 0.1, 1.0)
+ORDER_RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 """Ridges of an order, in the same units: weak ones near the answer, strong ones far from it."""
 
 MOST_FLIPS = 5000
@@ -46,10 +46,9 @@ class Normal(NamedTuple):
 def flipped_positions(depth: int, most: int = MOST_FLIPS) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
     """Pairs of positions i < j, all of them or those no farther apart than makes `most`."""
     i, j = np.triu_indices(depth, 1)
-    reach = depth - 1
-    while reach > 1 and reach * depth > most + depth * (depth - 1) // 2 - (depth - reach) * (depth - reach - 1) // 2:
-        reach -= 1
-    near = j - i <= max(1, reach)
+    reach = np.arange(1, depth)
+    counts = reach * depth - reach * (reach + 1) // 2
+    near = j - i <= max(1, int(np.sum(counts <= most)))
     return i[near], j[near]
 
 
@@ -72,12 +71,12 @@ def normal_equations(
         return Normal(product("nop,noq->pq", changes, changes), -product("nop,no->p", changes, error))
 
     depth, (hidden, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
-    bytes_per_row = 4 * (depth * hidden + 2 * depth * width * (1 + outputs) + outputs * (4 * depth**2 + 2 * len(positions[0])))
-    return mean_over_rows(of_chunk, x, pred, bytes_per_row, memory)
+    held = depth * hidden + 2 * depth * width * (1 + outputs) + outputs * (4 * depth**2 + 2 * len(positions[0]))
+    return mean_over_rows(of_chunk, x, pred, 4 * held, memory)
 
 
 def flip_shares(normal: Normal, ridges: Sequence[float] = ORDER_RIDGES) -> list[Float[np.ndarray, " P"]]:
-    """For each ridge, how much of each flip the errors ask for: about 0 where two blocks stand rightly, 1 where they do not."""
+    """For each ridge, how much of each flip the errors ask for: about 0 where two blocks stand rightly, 1 where not."""
     gram, towards = (np.asarray(a, np.float64) for a in normal)
     scale = max(np.trace(gram) / len(gram), 1e-300)
     identity = np.eye(len(gram))
@@ -107,11 +106,11 @@ def orders(
 ) -> Int[np.ndarray, "K L 2"]:
     """Orders of the same blocks that regressions of the errors propose; K is always the same.
 
-    For each ridge those by the shares themselves and by twice as much, and by the flips of more than 30% and 70%.
+    For each ridge those by the shares themselves, by half and by twice as much, and by the flips of more than 30% and 70%.
     """
     positions = flipped_positions(len(arrangement))
     shares = flip_shares(normal_equations(stack, arrangement, jax.device_put(positions), x, pred, memory))
-    asked = [of for share in shares for of in (share, 2 * share, share > 0.3, share > 0.7)]
+    asked = [of for share in shares for of in (share, share / 2, 2 * share, share > 0.3, share > 0.7)]
     return np.stack([reordered(arrangement, positions, np.asarray(of, np.float64)) for of in asked])
 
 

@@ -12,9 +12,7 @@ L, D, H = 7, 5, 9
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Small stacks need few rounds."""
-    monkeypatch.setattr(ladder, "ROUNDS", 400)
-    monkeypatch.setattr(ladder, "TRIAL", 50)
-    monkeypatch.setattr(ladder, "SHORT", 100)
+    monkeypatch.setattr(ladder, "ROUNDS", (300, 100))
 
 
 def dropped(seed, wrong=0, rows=1200, shuffled=False):
@@ -39,8 +37,8 @@ def dropped(seed, wrong=0, rows=1200, shuffled=False):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_random_order_with_wrong_pairs_is_recovered(seed):
     climb, truth, start, calls = dropped(seed, wrong=2)
-    found = climb.ordered([start, start[::-1].copy()], 2)
-    found = climb.scanned(climb.paired(found))
+    found = climb.best_ordered([start, start[::-1].copy()])
+    found = climb.scanned(climb.paired(climb.warmed(climb.paired(found))))
     np.testing.assert_array_equal(found.arrangement, truth)
     assert found.mse < 1e-9
     assert calls, "the clock is looked at"
@@ -60,7 +58,7 @@ def test_the_scan_alone_mends_one_move_of_each_kind():
 def test_the_truth_is_left_alone():
     climb, truth, _, _ = dropped(4)
     at = climb.judged(truth)
-    for rung in (climb.paired, climb.scanned):
+    for rung in (climb.ordered, climb.paired, climb.warmed, climb.scanned):
         np.testing.assert_array_equal(rung(at).arrangement, truth)
 
 
@@ -68,12 +66,18 @@ def test_what_shuffled_pred_teaches_does_not_carry_over():
     climb, truth, start, _ = dropped(5)
     assert climb.carries_over(truth)
     climb, _, start, _ = dropped(5, shuffled=True)
-    assert not climb.carries_over(climb.ordered([start], 1).arrangement)
+    assert not climb.carries_over(climb.best_ordered([start]).arrangement)
 
 
 def test_a_stop_ends_every_rung_at_once():
     climb, _, start, _ = dropped(6)
     climb.stop = lambda: "time limit"
-    at = climb.ordered([start], 1)
+    at = climb.best_ordered([start])
     assert at.rounds == 0
-    np.testing.assert_array_equal(climb.scanned(climb.paired(at)).arrangement, start)
+    np.testing.assert_array_equal(climb.scanned(climb.warmed(climb.paired(at))).arrangement, start)
+
+
+def test_annealing_alone_forms_an_order():
+    climb, truth, start, _ = dropped(7)
+    found = climb.annealed(climb.few, start, 1e-2, 1e-6, 300)
+    np.testing.assert_array_equal(found.arrangement, truth)

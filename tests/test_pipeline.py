@@ -21,8 +21,7 @@ def planted(seed=0, **changes):
 @pytest.fixture(autouse=True)
 def short_annealing(monkeypatch):
     """Small stacks need few rounds."""
-    for name, rounds in (("TRIAL", 20), ("ROUNDS", 300), ("SHORT", 50)):
-        monkeypatch.setattr(ladder, name, rounds)
+    monkeypatch.setattr(ladder, "ROUNDS", (300, 100))
 
 
 class Diary(dropjax.Progress):

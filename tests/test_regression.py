@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 import reference
 from hypothesis import given, settings
 
-from dropjax import regression
+from dropjax import moves, regression
 
 
 @settings(max_examples=6, deadline=None)
@@ -59,3 +60,80 @@ def test_right_pairs_are_left_alone():
     truth = reference.random_arrangement(rng, 6)
     pred = reference.outputs(stack, truth, x).astype(np.float32)
     assert regression.proposals(stack, truth, truth[:4, 0], np.zeros((6, 6)), x, pred, sizes=(2, 4)) == []
+
+
+# Order
+
+
+@pytest.mark.parametrize("most", [1, 9, 17, 100])
+def test_the_nearest_positions_are_fitted(most):
+    depth = 7
+    i, j = regression.flipped_positions(depth, most)
+    reach = int((j - i).max())
+    assert set(zip(i.tolist(), j.tolist(), strict=True)) == {
+        (a, b) for a in range(depth) for b in range(a + 1, min(depth, a + reach + 1))
+    }
+    assert len(i) <= max(most, depth - 1)
+    assert reach == depth - 1 or (reach + 1) * depth - (reach + 1) * (reach + 2) // 2 > most
+
+
+@settings(max_examples=5, deadline=None)
+@given(reference.shapes, reference.seeds)
+def test_normal_equations_are_those_of_the_flips(shape, seed):
+    depth, d, _, _ = shape
+    rng = np.random.default_rng(seed)
+    stack, arrangement = reference.random_stack(rng, *shape, size=0.3), reference.random_arrangement(rng, depth)
+    x = rng.normal(size=(9, d)).astype(np.float32)
+    pred = reference.outputs(stack, arrangement, x).astype(np.float32) + rng.normal(size=(9, shape[3])).astype(np.float32)
+    positions = regression.flipped_positions(depth)
+    linear = moves.flips_and_swaps(stack, arrangement, moves.linearise(stack, arrangement, x))
+    features = np.moveaxis(np.asarray(linear, np.float64), 1, 0).reshape(-1, depth, depth)[:, positions[0], positions[1]]
+    error = np.moveaxis(reference.outputs(stack, arrangement, x) - pred, 1, 0).reshape(-1)
+    for memory in (1, 1 << 30):
+        found = regression.normal_equations(stack, arrangement, positions, x, pred, memory)
+        scale = np.abs(features.T @ features).max() / len(features) + 1e-6
+        np.testing.assert_allclose(found.gram, features.T @ features / len(features), atol=1e-3 * scale)
+        np.testing.assert_allclose(found.towards, -features.T @ error / len(features), atol=2e-3)
+
+
+def test_neighbours_have_their_exact_change_and_others_their_flip():
+    rng = np.random.default_rng(6)
+    stack, arrangement = reference.random_stack(rng, 4, 5, 8, 2), reference.random_arrangement(rng, 4)
+    x = rng.normal(size=(3, 5)).astype(np.float32)
+    at = moves.linearise(stack, arrangement, x)
+    found, plain = moves.flips_and_swaps(stack, arrangement, at), moves.flips(at)
+    for k in range(3):
+        np.testing.assert_allclose(found[..., k, k + 1], moves.adjacent_changes(stack, arrangement, at)[k], rtol=1e-5)
+    np.testing.assert_array_equal(found[..., 0, 2], plain[..., 0, 2])
+
+
+def test_shares_solve_a_linear_truth():
+    rng = np.random.default_rng(7)
+    features, truth = rng.normal(size=(400, 6)), np.array([0, 1.0, 0, 0, 1, 0])
+    normal = regression.Normal(features.T @ features / 400, features.T @ (features @ truth) / 400)
+    for share in regression.flip_shares(normal, ridges=(1e-9, 1e-7)):
+        np.testing.assert_allclose(share, truth, atol=1e-5)
+
+
+def test_blocks_move_past_those_that_they_stand_wrongly_to():
+    arrangement = np.stack([np.arange(4), np.arange(4)], axis=1)
+    positions = regression.flipped_positions(4)
+    past = {(0, 1), (0, 2)}
+    share = np.array([float(pair in past) for pair in zip(*map(np.ndarray.tolist, positions), strict=True)])
+    assert regression.reordered(arrangement, positions, share)[:, 0].tolist() == [1, 2, 0, 3]
+    assert regression.reordered(arrangement, positions, 0 * share)[:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_an_order_far_off_is_proposed_right_in_a_few_steps():
+    rng = np.random.default_rng(8)
+    depth = 9
+    stack = reference.random_stack(rng, depth, 6, 10, 1, size=0.15)
+    x = rng.normal(size=(600, 6)).astype(np.float32)
+    truth = reference.random_arrangement(rng, depth)
+    pred = reference.outputs(stack, truth, x).astype(np.float32)
+    order = truth[[3, 1, 0, 2, 5, 4, 8, 6, 7]]
+    assert reference.mse(stack, order, x, pred) > 1e-5
+    for _ in range(3):
+        proposed = regression.orders(stack, order, x, pred)
+        order = min(proposed, key=lambda of: reference.mse(stack, of, x, pred))
+    np.testing.assert_array_equal(order, truth)
