@@ -42,7 +42,7 @@ NOTHING_TO_FIND = "no order of these pieces follows pred on rows that the search
 """Why a search ends early."""
 
 HOPELESS = 0.5
-"""Fraction of pred's variance that a seed order's MSE has to be under to be repaired before anything is annealed."""
+"""Fraction of pred's variance that a seed order's MSE has to be under to be repaired before the ladder is tried."""
 
 RANDOM_STARTS = 6
 """Random orders from which least squares are tried in each attempt."""
@@ -390,7 +390,7 @@ def swap_gaps(
 
 def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
     """Guided repair from the best seed orders; where the pairing is in doubt, the same for the one that separates best; then
-    annealing with pairings by least squares; then the paper's exact route."""
+    the ladder; then the paper's exact route."""
     options, few = run.options, run.problem.first(run.options.search_rows)
 
     def exactly(arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
@@ -416,7 +416,7 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
             if climbed is None:
                 yield Searched(starts[0].arrangement, starts[0].name, NOTHING_TO_FIND, pairing)
                 return
-            yield Searched(climbed, "annealed", STALLED, pairing)
+            yield Searched(climbed, "several", STALLED, pairing)
         for start in _repairable(starts):
             yield Searched(exactly(start.arrangement), start.name, STALLED, pairing)
 

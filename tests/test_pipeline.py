@@ -86,7 +86,12 @@ def test_predictions_that_follow_nothing_end_the_search_early():
     solution = dropjax.solve(shuffled)
     assert solution.outcome is Outcome.NOT_SOLVED
     assert solution.stop_reason == pipeline.NOTHING_TO_FIND
-    assert [stage.name for stage in solution.stages] == ["pairing", "seed order", "annealing", "verify"]
+    assert [stage.name for stage in solution.stages] == [
+        "pairing",
+        "seed order",
+        "order by least squares",
+        "verify",
+    ]
 
 
 @pytest.mark.parametrize("method", ["auto", "paper"])
