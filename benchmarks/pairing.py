@@ -135,15 +135,16 @@ CHANGES: dict[str, tuple[Change, str, tuple[float, ...]]] = {
 def invariances(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Least certainty and right pairs, for each change, strength and signal."""
     mlps = checkpoints.find_halves(checkpoints.open_checkpoint(args.file))
-    shuffled = mlps.sides["out"].reordered(np.random.default_rng(args.random_seed).permutation(len(mlps.sides["out"].names)))
-    ours = mlps.sides[mlps.first]
-    halves = checkpoints.CheckpointHalves(mlps.checkpoint, ours, shuffled, mlps.hidden, mlps.width)
-    truth = checkpoints.true_partners(halves.ours.names, halves.theirs.names)
-    a, b = halves.units(0, mlps.hidden)
+    ours, theirs = mlps.sides[mlps.first], mlps.sides["out"]
+    partner = np.array(checkpoints.true_partners(ours.names, theirs.names))
+    a, b = checkpoints.CheckpointHalves(mlps.checkpoint, ours, theirs, mlps.hidden, mlps.width).units(0, mlps.hidden)
+    b = b[partner]  # partners are changed alike, and then shuffled
+    order = np.random.default_rng(args.random_seed).permutation(len(b))
+    truth = np.argsort(order)
     for name, (change, unit, strengths) in CHANGES.items():
         for strength in strengths:
             x, y = change(a.copy(), b.copy(), strength, np.random.default_rng(args.random_seed))
-            changed = pairing.Arrays(x.astype(np.float32), np.swapaxes(y, 1, 2).astype(np.float32))
+            changed = pairing.Arrays(x.astype(np.float32), np.swapaxes(y[order], 1, 2).astype(np.float32))
             for signal in SHOWN:
                 found = pairing.portfolio(changed, (signal,), shuffles=args.shuffles)
                 yield {
@@ -153,7 +154,7 @@ def invariances(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     "strength": strength,
                     "signal": signal,
                     "verdict": found.verdict,
-                    "correct": int((found.partner == np.array(truth)).sum()),
+                    "correct": int((found.partner == truth).sum()),
                     "total": len(found.partner),
                     "least_certainty": float(found.certainty.min()),
                     "median_certainty": float(np.median(found.certainty)),

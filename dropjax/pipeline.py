@@ -416,7 +416,7 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
             if climbed is None:
                 yield Searched(starts[0].arrangement, starts[0].name, NOTHING_TO_FIND, pairing)
                 return
-            yield Searched(climbed, "several", STALLED, pairing)
+            yield Searched(climbed, "ladder", STALLED, pairing)
         for start in _repairable(starts):
             yield Searched(exactly(start.arrangement), start.name, STALLED, pairing)
 
