@@ -146,13 +146,27 @@ class Ladder:
             best = min(best, at, key=lambda of: of.mse)
         return best._replace(rounds=rounds)
 
-    def best_ordered(self, starts: Sequence[Int[np.ndarray, "L 2"]]) -> Climbed:
-        """The best order by least squares that the starts lead to; the first that is exact ends it."""
+    def settled(self, start: Climbed) -> Climbed:
+        """Orders and pairs by least squares in turn, as long as other pairs help at once."""
+        best, rounds = start, 0
+        while True:
+            best = self.ordered(best)
+            rounds += best.rounds
+            if best.mse > ROUGH * self.variance or best.mse <= self.exact or self.stop():
+                break
+            better = min(map(self.judged, self.proposed(best.arrangement)[:TRIED]), key=lambda of: of.mse, default=best)
+            if better.mse >= best.mse:
+                break
+            best = better
+        return best._replace(rounds=rounds)
+
+    def best_of(self, starts: Sequence[Int[np.ndarray, "L 2"]]) -> Climbed:
+        """The best that the starts settle to; the first that is exact ends it."""
         best, rounds = self.judged(starts[0]), 0
         for start in starts:
             if best.mse <= self.exact or self.stop():
                 break
-            found = self.ordered(self.judged(start))
+            found = self.settled(self.judged(start))
             best, rounds = min(best, found, key=lambda of: of.mse), rounds + found.rounds
         return best._replace(rounds=rounds)
 
@@ -162,9 +176,9 @@ class Ladder:
         few, more = COOLING
         formed = self.annealed(self.fewest, best.arrangement, hot, hot / few, ROUNDS[0])
         finished = self.annealed(self.few, formed.arrangement, hot / few, hot / few / more, ROUNDS[1])
-        ordered = self.ordered(finished)
-        rounds = formed.rounds + finished.rounds + ordered.rounds
-        return min(best, ordered, key=lambda of: of.mse)._replace(rounds=rounds, moves=formed.moves + finished.moves)
+        settled = self.settled(finished)
+        rounds = formed.rounds + finished.rounds + settled.rounds
+        return min(best, settled, key=lambda of: of.mse)._replace(rounds=rounds, moves=formed.moves + finished.moves)
 
     def carries_over(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
         """Whether the outputs follow pred on rows that annealing did not decide on; True where there are none.
@@ -186,7 +200,7 @@ class Ladder:
             better = None
             for pairing in [new for new in self.proposed(best.arrangement) if new.tobytes() not in tried][:TRIED]:
                 tried.add(pairing.tobytes())
-                found = self.ordered(self.judged(pairing))
+                found = self.settled(self.judged(pairing))
                 rounds += found.rounds
                 if found.mse < best.mse:
                     better = found

@@ -456,7 +456,7 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence["Start"], attempt: int) 
             record |= {"evaluations": climbed.rounds, "swaps": climbed.moves}
         return climbed
 
-    climbed = rung("order by least squares", lambda: ladder.best_ordered([*seeds, *randoms]))
+    climbed = rung("least squares", lambda: ladder.best_of([*seeds, *randoms]))
     if not run.stop() and not ladder.carries_over(climbed.arrangement):
         return None
     for name, climbing in (

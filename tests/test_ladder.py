@@ -37,7 +37,7 @@ def dropped(seed, wrong=0, rows=1200, shuffled=False):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_random_order_with_wrong_pairs_is_recovered(seed):
     climb, truth, start, calls = dropped(seed, wrong=2)
-    found = climb.best_ordered([start, start[::-1].copy()])
+    found = climb.best_of([start, start[::-1].copy()])
     found = climb.scanned(climb.paired(climb.warmed(climb.paired(found))))
     np.testing.assert_array_equal(found.arrangement, truth)
     assert found.mse < 1e-9
@@ -66,13 +66,13 @@ def test_what_shuffled_pred_teaches_does_not_carry_over():
     climb, truth, start, _ = dropped(5)
     assert climb.carries_over(truth)
     climb, _, start, _ = dropped(5, shuffled=True)
-    assert not climb.carries_over(climb.best_ordered([start]).arrangement)
+    assert not climb.carries_over(climb.best_of([start]).arrangement)
 
 
 def test_a_stop_ends_every_rung_at_once():
     climb, _, start, _ = dropped(6)
     climb.stop = lambda: "time limit"
-    at = climb.best_ordered([start])
+    at = climb.best_of([start])
     assert at.rounds == 0
     np.testing.assert_array_equal(climb.scanned(climb.warmed(climb.paired(at))).arrangement, start)
 
