@@ -53,7 +53,7 @@ EVERY = 1000
 PATIENCE = 4
 """Orders by least squares in a row that may be no better than the best so far."""
 TRIED = 4
-"""Proposed pairings that are tried before the next whole annealing."""
+"""Proposed orders or pairings that are judged on many rows."""
 PORTION = 512
 """Moves that are scored exactly before the best of them is made, if it helps."""
 PART = 50
@@ -67,7 +67,7 @@ class Climbed(NamedTuple):
     mse: float
     """Over the rows that least squares look at."""
     rounds: int
-    """Rounds of annealing and candidates scored exactly."""
+    """Regressions, rounds of annealing and candidates scored exactly."""
     moves: int
 
 
@@ -118,7 +118,7 @@ class Ladder:
             at = anneal_rounds(self.stack, at, *rows, *schedule)
             if float(at.mse) < ROUGH * self.variance and int(at.rounds) % EVERY == 0:
                 here = self.judged(np.asarray(at.arrangement))
-                better = min(map(self.judged, self.proposed(here.arrangement)[:TRIED]), key=lambda of: of.mse, default=here)
+                better = self.likeliest_pairs(here)
                 if better.mse < here.mse:
                     at = from_here(at, better.arrangement)
         return self.judged(np.asarray(at.best), int(at.rounds), int(at.moves))
@@ -126,6 +126,10 @@ class Ladder:
     def proposed(self, arrangement: Int[np.ndarray, "L 2"]) -> list[Int[np.ndarray, "L 2"]]:
         """Other pairings by least squares, the likeliest first."""
         return proposals(self.stack, arrangement, self.doubtful, self.score, *self.many, sizes=SIZES)
+
+    def likeliest_pairs(self, here: Climbed) -> Climbed:
+        """The best of the likeliest other pairings, as they stand; `here` where none is proposed."""
+        return min(map(self.judged, self.proposed(here.arrangement)[:TRIED]), key=lambda of: of.mse, default=here)
 
     def ordered(self, start: Climbed) -> Climbed:
         """Orders by least squares, each from the one before; ends after `PATIENCE` that are no better than the best."""
@@ -154,7 +158,7 @@ class Ladder:
             rounds += best.rounds
             if best.mse > ROUGH * self.variance or best.mse <= self.exact or self.stop():
                 break
-            better = min(map(self.judged, self.proposed(best.arrangement)[:TRIED]), key=lambda of: of.mse, default=best)
+            better = self.likeliest_pairs(best)
             if better.mse >= best.mse:
                 break
             best = better
