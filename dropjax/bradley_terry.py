@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax import lax
 from jaxtyping import Array, Float, Int
-from scipy.sparse.csgraph import connected_components
 
 LIMITS = {"mm": 100_000, "newton": 1_000}
 """Iterations after which each solver gives up. Newton's method may take n steps where one win in e^n is all that holds
@@ -121,9 +121,9 @@ def _flaw(log_wins: Float[np.ndarray, "n n"]) -> FitOutcome | None:
     won = log_wins > -np.inf
     if won[0, 1:].all() and won[1:, 0].all():  # all linked through one item, as soft wins are: no need to search
         return None
-    if connected_components(won, connection="strong", return_labels=False) == 1:
+    if scipy.sparse.csgraph.connected_components(won, connection="strong", return_labels=False) == 1:
         return None
-    linked = connected_components(won, connection="weak", return_labels=False) == 1
+    linked = scipy.sparse.csgraph.connected_components(won, connection="weak", return_labels=False) == 1
     return FitOutcome.SEPARABLE if linked else FitOutcome.DISCONNECTED
 
 

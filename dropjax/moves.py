@@ -20,6 +20,9 @@ from dropjax.stack import ACTIVATIONS, Stack, adjoints, advance, product, read_o
 
 T = TypeVar("T")
 
+FEW_ROWS = 512
+"""Up to here, neighbours' swaps are scored as one batch of products."""
+
 SWAP, INSERTION, PAIR_SWAP = range(3)
 """Exchange the blocks at i and j; take the block at i out and put it in at j; exchange the output halves at i and j."""
 
@@ -160,7 +163,9 @@ def adjacent_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearise
         between = before + residual(stack, second, before)
         return _inner(adjoint, between + residual(stack, first, between) - after)
 
-    return lax.map(change, (arrangement[:-1], arrangement[1:], at.states[:-2], at.states[2:], at.adjoints[2:]))
+    neighbours = (arrangement[:-1], arrangement[1:], at.states[:-2], at.states[2:], at.adjoints[2:])
+    # Products of few rows are too small one by one; those of many leave the cache together.
+    return jax.vmap(change)(neighbours) if at.states.shape[1] <= FEW_ROWS else lax.map(change, neighbours)
 
 
 def flips(at: Linearised) -> Float[Array, "N o L L"]:

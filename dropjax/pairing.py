@@ -15,14 +15,13 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax import lax
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
-from scipy.special import stdtrit
 
 from dropjax.device import MEMORY
-from dropjax.programs import kept
+from dropjax.programs import program
 from dropjax.solution import Pairing
 
 PAIR_ERROR = 0.01
@@ -47,7 +46,7 @@ WRONG_PAIRS = 10
 # The paper's ratio
 
 
-@kept(static_argnames=("memory",))
+@program(static_argnames=("memory",), quick=True)
 def traces_and_norms(
     w_in: Float[Array, "L h d"], w_out: Float[Array, "L d h"], memory: int = MEMORY
 ) -> tuple[Float[Array, "L L"], Float[Array, "L L"]]:
@@ -85,7 +84,7 @@ def diagonal_dominance(
 
 def match(signal: str, score: Float[np.ndarray, "L L"]) -> Pairing:
     """The assignment of largest total score (Hungarian algorithm), with each pair's margin."""
-    _, partner = linear_sum_assignment(score, maximize=True)
+    _, partner = scipy.optimize.linear_sum_assignment(score, maximize=True)
     return Pairing(signal, score, partner, bool(np.array_equal(score.argmax(axis=1), partner)))
 
 
@@ -156,7 +155,7 @@ def certainty(pairing: Pairing, least_spread: float = 0.0) -> tuple[Float[np.nda
     regret, count = regrets(pairing.score, pairing.partner), len(pairing.partner)
     unit = 2 * max(spread, least_spread)
     sure = np.where(regret > 0, np.inf, 0.0) if unit == 0 else regret / unit
-    return sure, float(-stdtrit(freedom, PAIR_ERROR / max(1, count * (count - 1) / 2)))
+    return sure, float(-scipy.special.stdtrit(freedom, PAIR_ERROR / max(1, count * (count - 1) / 2)))
 
 
 def doubtful(pairing: Pairing) -> Int[np.ndarray, " D"]:
@@ -435,9 +434,8 @@ def norms(seen: Evidence) -> Float[np.ndarray, "L L"]:
 
 def norm_ranks(seen: Evidence) -> Float[np.ndarray, "L L"]:
     """The same of the norms' ranks (Spearman). Blind and not blind to the same."""
-    from scipy.stats import rankdata  # takes half a second, which the paper's ratio need not wait for
-
-    return _correlation(rankdata(seen.in_norms, axis=1), rankdata(seen.out_norms, axis=1))
+    ranks = partial(scipy.stats.rankdata, axis=1)
+    return _correlation(ranks(seen.in_norms), ranks(seen.out_norms))
 
 
 def peaks(seen: Evidence) -> Float[np.ndarray, "L L"]:
@@ -506,7 +504,7 @@ def discriminant(scores: Sequence[Float[np.ndarray, "L L"]], partner: Int[np.nda
         covariance = np.cov(seen[off].T).reshape(len(scores), len(scores))
         weight = np.linalg.solve(covariance + RIDGE * np.eye(len(scores)), np.einsum("kks->ks", seen).mean(axis=0))
         combined[:, partner] = seen @ weight
-        _, again = linear_sum_assignment(combined, maximize=True)
+        _, again = scipy.optimize.linear_sum_assignment(combined, maximize=True)
         if np.array_equal(again, partner):
             break
         partner = again
@@ -611,7 +609,7 @@ def portfolio(
     best = max(candidates.values(), key=lambda candidate: candidate.separation)
     if DISCRIMINANT in candidates and candidates[DISCRIMINANT].separation >= PREFERRED * best.separation:
         best = candidates[DISCRIMINANT]
-    needed = float(-stdtrit(shuffles - 1, SIGNAL_ERROR / len(candidates)))
+    needed = float(-scipy.special.stdtrit(shuffles - 1, SIGNAL_ERROR / len(candidates)))
     voters = {name: c.pairing.partner for name, c in candidates.items() if c.strength > needed}
     return Judged(
         **vars(best.pairing),

@@ -109,34 +109,19 @@ class Problem(NamedTuple):
         return self._replace(**{name: jax.device_put(np.asarray(getattr(self, name))[:rows]) for name in ("x", "pred")})
 
 
-class Ahead(NamedTuple):
-    """Programs that `auto` needs late, compiled in the background while it runs what it needs early."""
-
-    guided_repair: Future
-    ties: Future
-
-
-_compiled: set[tuple] = set()
-"""Shapes whose programs this process has compiled ahead."""
-
-
-def _compile_ahead(problem: Problem, pool: ThreadPoolExecutor) -> Ahead:
-    """Calls each program with next to nothing to do, so that the later call finds it compiled.
+def _prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> None:
+    """Compiles in the background what the search will call, while it does what comes first.
 
     One after another, on one core, compiling would take most of the time of a first solve.
     """
     stack, x, pred = problem
-    shapes = (stack.activation, *(array.shape for array in jax.tree.leaves(problem)))
-    if shapes in _compiled:
-        nothing: Future = Future()
-        nothing.set_result(None)
-        return Ahead(nothing, nothing)
-    _compiled.add(shapes)
     nowhere = np.zeros((stack.depth, 2), np.int32)
-    return Ahead(
-        pool.submit(guided_rounds, stack, start_guided(nowhere), x, pred, np.float32(0), np.int32(0)),
-        pool.submit(verify.first_order_changes, stack, nowhere, x),
-    )
+    if options.method == "auto":
+        few = problem.first(SEED_ROWS)
+        pool.submit(seeding.portfolio.prepare, stack, nowhere, few.x, few.pred)
+        pool.submit(guided_rounds.prepare, stack, start_guided(nowhere), x, pred, np.float32(0), np.int32(0))
+    pool.submit(verify.outputs_and_errors.prepare, stack, nowhere, x, pred, options.memory)
+    pool.submit(verify.first_order_changes.prepare, stack, nowhere, problem.first(verify.SCREENED_ROWS).x)
 
 
 @dataclass
@@ -149,7 +134,6 @@ class Run:
     progress: Progress
     interrupted: Callable[[], bool]
     started: float
-    ahead: Ahead
     stages: list[Stage] = field(default_factory=list)
     passes: dict[bytes, verify.Pass] = field(default_factory=dict)
 
@@ -218,8 +202,8 @@ def solve(
     with CompileClock() as clock, ThreadPoolExecutor(2) as pool:
         problem = Problem(puzzle.stack(options.activation), *jax.device_put((puzzle.x, puzzle.pred)))
         pred_noise = verify.noise_of_pred(puzzle.pred, options.pred_decimals, options.pred_noise)
-        ahead = _compile_ahead(problem, pool)
-        run = Run(problem, options, pred_noise, progress or Progress(), interrupted, started, ahead)
+        _prepare(problem, options, pool)
+        run = Run(problem, options, pred_noise, progress or Progress(), interrupted, started)
         with run.stage("pairing"):
             pairing = pair(problem.stack.w_in, problem.stack.w_out, options.memory, options.pairing or "ddr")
         initial = None if options.initial_order is None else puzzle.arrangement(options.initial_order)
@@ -398,7 +382,7 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
         return ranked if run.stop() else _bubble(run, few, ranked)
 
     def guided(pairing: Pairing, starts: Sequence[Start]) -> Iterator[Searched]:
-        promising = [start for start in _repairable(starts) if start.mse < HOPELESS * np.var(few.pred)]
+        promising = [start for start in _repairable(starts) if start.mse < HOPELESS * np.var(np.asarray(few.pred))]
         for start in promising if len(doubtful(pairing)) == 0 else promising[:1]:
             yield Searched(_guided(run, start.arrangement), start.name, STALLED, pairing)
 
@@ -503,7 +487,6 @@ def _guided(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L
     exact = verify.EXACT**2 * float(np.mean(np.square(np.asarray(pred), dtype=np.float64)))
     for tolerance in (0.0,) if run.pred_noise is not None else (exact, 0.0):
         with run.stage("guided repair") as record:
-            run.ahead.guided_repair.result()
             repaired = guided_repair(stack, arrangement, x, pred, tolerance, run.stop)
             arrangement = np.asarray(repaired.arrangement)
             record |= {"mse": float(repaired.proposals.mse), "rows": repaired.rows(len(x))}
@@ -531,7 +514,6 @@ def _verify(run: Run, puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"]) -> Ve
     """Judges an arrangement on all rows, and looks for others that do as well or better within float32's noise."""
     stack, x, pred = run.problem
     full = run.options.verify == "full"
-    run.ahead.ties.result()
     while True:
         passed = run.full_pass(arrangement)
         noise = verify.Noise(verify.float32_noise(stack, arrangement, x, passed.outputs), run.pred_noise)

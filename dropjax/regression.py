@@ -14,10 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax import lax
 from jaxtyping import Array, Float, Int
-from scipy import linalg
-from scipy.optimize import linear_sum_assignment
 
 from dropjax.device import MEMORY
 from dropjax.moves import contributions, flips_and_swaps, linearise, mean_over_rows
@@ -80,7 +79,7 @@ def flip_shares(normal: Normal, ridges: Sequence[float] = ORDER_RIDGES) -> list[
     gram, towards = (np.asarray(a, np.float64) for a in normal)
     scale = max(np.trace(gram) / len(gram), 1e-300)
     identity = np.eye(len(gram))
-    return [linalg.solve(gram + ridge * scale * identity, towards, assume_a="pos") for ridge in ridges]
+    return [scipy.linalg.solve(gram + ridge * scale * identity, towards, assume_a="pos") for ridge in ridges]
 
 
 def reordered(
@@ -175,7 +174,7 @@ def proposals(
         for soft in soft_pairing(features[:size, :size], error):
             for weight in (0.0, 0.5):
                 seen = soft / max(soft.std(), 1e-30) + weight * own
-                _, column = linear_sum_assignment(seen, maximize=True)
+                _, column = scipy.optimize.linear_sum_assignment(seen, maximize=True)
                 proposal = arrangement.copy()
                 proposal[chosen, 1] = arrangement[chosen[column], 1]
                 votes[proposal.tobytes()] += 1

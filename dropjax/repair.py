@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from dropjax.device import scored_together
 from dropjax.moves import SWAP, FirstOrder, T, far_move, first_order_sums, in_chunks, moved, squared_error
-from dropjax.programs import kept
+from dropjax.programs import program
 from dropjax.stack import Stack, advance
 
 
@@ -217,7 +217,7 @@ def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
     return Guided(here, nothing, cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no)
 
 
-@kept(static_argnames=("chunk",), results=(Proposals, Guided), quick=True)
+@program(static_argnames=("chunk",), results=(Proposals, Guided), quick=True)
 def guided_rounds(
     stack: Stack,
     start: Guided,

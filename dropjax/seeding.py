@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from dropjax.moves import score_arrangements
-from dropjax.programs import kept
+from dropjax.programs import program
 from dropjax.stack import Stack, pick, preactivation, product, residual
 
 DIRECTIONS = ("ascending", "descending")
@@ -115,7 +115,7 @@ SEEDS = tuple((name, direction) for name in (*STATISTICS, "greedy") for directio
 """Names and directions of a portfolio's seed orders."""
 
 
-@kept(results=(Portfolio,), quick=True)
+@program(results=(Portfolio,), quick=True)
 def portfolio(stack: Stack, pairs: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"]) -> Portfolio:
     """Every seed order both ways, scored as one batch."""
     statistics = block_statistics(stack, pairs, x)

@@ -21,7 +21,7 @@ from dropjax.moves import (
     pairs_of_positions,
     score_moves,
 )
-from dropjax.programs import kept
+from dropjax.programs import program
 from dropjax.puzzle import Puzzle
 from dropjax.solution import Outcome
 from dropjax.stack import Stack, advance, read_out, replay
@@ -33,7 +33,7 @@ SCREENED_ROWS = 64
 """Rows on which ties are looked for and float32's noise is measured; what is found is tried on all rows."""
 
 
-@kept(static_argnames=("memory",))
+@program(static_argnames=("memory",))
 def outputs_and_errors(
     stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
 ) -> tuple[Float[Array, "N o"], Float[Array, ""], Float[Array, ""]]:
@@ -125,20 +125,13 @@ def judge(mse: float, pred: Float[np.ndarray, "N o"], noise: Noise, ties: bool) 
     return Outcome.NOT_SOLVED
 
 
-@kept(quick=True)
-def _first_order_changes(stack: Stack, arrangement, x) -> Float[Array, " K"]:
-    """RMS change of the outputs by each swap of neighbours and each pair swap, on few rows."""
+@program(quick=True)
+def first_order_changes(stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"]) -> Float[Array, " K"]:
+    """RMS change of the outputs, to first order, by the moves that `near_moves` considers."""
     at = linearise(stack, arrangement, x)
     i, j = jnp.triu_indices(stack.depth, 1)
     changes = jnp.concatenate([adjacent_changes(stack, arrangement, at), pair_swap_changes(stack, arrangement, at)[i, j]])
     return jnp.sqrt(jnp.mean(changes**2, axis=(1, 2)))
-
-
-def first_order_changes(
-    stack: Stack, arrangement: Int[np.ndarray, "L 2"], x: Float[Array, "N d"]
-) -> Float[np.ndarray, " K"]:
-    """RMS change of the outputs, on few rows and to first order, by the moves that `near_moves` considers."""
-    return np.asarray(_first_order_changes(stack, arrangement, np.asarray(x)[:SCREENED_ROWS]))
 
 
 class Near(NamedTuple):
@@ -171,7 +164,7 @@ def near_moves(
     depth = stack.depth
     moves = np.concatenate([adjacent_swaps(depth), pairs_of_positions(depth, PAIR_SWAP)])
     if screen:
-        moves = moves[first_order_changes(stack, arrangement, x) <= 100 * noise]
+        moves = moves[np.asarray(first_order_changes(stack, arrangement, np.asarray(x)[:SCREENED_ROWS])) <= 100 * noise]
     if len(moves) == 0:
         return Near.none()
     nothing = np.full((-len(moves) % 64, 3), (SWAP, depth - 1, depth - 1), np.int32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dropjax import programs
-from dropjax.programs import kept
+from dropjax.programs import program as as_program
 
 
 class Scaled(NamedTuple):
@@ -27,7 +27,7 @@ def decorate():
     results = [Scaled]  # registered with JAX once; each call of the fixture makes what a new process would have
 
     def fresh():
-        return kept(static_argnames=("power",), results=[results.pop()] if results else ())(scaled)
+        return as_program(static_argnames=("power",), results=[results.pop()] if results else ())(scaled)
 
     return fresh
 
