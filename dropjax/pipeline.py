@@ -79,6 +79,9 @@ class Options:
     time_limit: float | None = None
     """Seconds after which the search stops; what it has by then is verified all the same."""
     random_seed: int = 0
+    screen_precision: Literal["highest", "high", "default"] = "highest"
+    """Of the products behind the scores that guided repair takes its proposals from, as `jax.lax.Precision` names it; what
+    is kept is decided at the highest. Makes no difference on a CPU."""
     verify: Literal["fast", "full"] = "fast"
     memory: int = MEMORY
     """Bytes that a kernel's intermediate arrays may take together."""
@@ -119,7 +122,8 @@ def _prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> No
     if options.method == "auto":
         few = problem.first(SEED_ROWS)
         pool.submit(seeding.portfolio.prepare, stack, nowhere, few.x, few.pred)
-        pool.submit(guided_rounds.prepare, stack, start_guided(nowhere), x, pred, np.float32(0), np.int32(0))
+        start = start_guided(nowhere), x, pred, np.float32(0), np.int32(0)
+        pool.submit(guided_rounds.prepare, stack, *start, screen=options.screen_precision)
     pool.submit(verify.outputs_and_errors.prepare, stack, nowhere, x, pred, options.memory)
     pool.submit(verify.first_order_changes.prepare, stack, nowhere, problem.first(verify.SCREENED_ROWS).x)
 
@@ -487,7 +491,7 @@ def _guided(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L
     exact = verify.EXACT**2 * float(np.mean(np.square(np.asarray(pred), dtype=np.float64)))
     for tolerance in (0.0,) if run.pred_noise is not None else (exact, 0.0):
         with run.stage("guided repair") as record:
-            repaired = guided_repair(stack, arrangement, x, pred, tolerance, run.stop)
+            repaired = guided_repair(stack, arrangement, x, pred, tolerance, run.stop, screen=run.options.screen_precision)
             arrangement = np.asarray(repaired.arrangement)
             record |= {"mse": float(repaired.proposals.mse), "rows": repaired.rows(len(x))}
             record |= {"evaluations": int(repaired.rounds), "swaps": int(repaired.swaps)}

@@ -1,6 +1,7 @@
 """Repairing an order by moves that lower the MSE: the paper's left-to-right sweep, and a search guided by the adjoints."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -199,12 +200,13 @@ def guided_repair(
     tolerance: float,
     stop: Callable[[], object] | None = None,
     most: int = 16,
+    screen: str = "highest",
 ) -> Guided:
     """Guided repair until it is finished; where `stop` is given, it is asked every `most` rounds."""
     at = start_guided(arrangement)
     limit = np.int32(np.iinfo(np.int32).max // 2 if stop is None else most)
     while not (at.finished or (stop is not None and stop())):
-        at = guided_rounds(stack, at, x, pred, np.float32(tolerance), limit)
+        at = guided_rounds(stack, at, x, pred, np.float32(tolerance), limit, screen=screen)
     return at
 
 
@@ -217,7 +219,7 @@ def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
     return Guided(here, nothing, cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no)
 
 
-@program(static_argnames=("chunk",), results=(Proposals, Guided), quick=True)
+@program(static_argnames=("chunk", "screen"), results=(Proposals, Guided), quick=True)
 def guided_rounds(
     stack: Stack,
     start: Guided,
@@ -226,13 +228,15 @@ def guided_rounds(
     tolerance: Float[Array, ""],
     most: Int[Array, ""],
     chunk: int = CHUNK,
+    screen: str = "highest",
 ) -> Guided:
     """Up to `most` rounds of repair by proposals from first-order scores; ends early where it is finished.
 
     A round applies the non-overlapping proposals of largest total effect together and keeps them where the MSE over the
     rows in use falls; fewer are tried after a rejection. Where exchanges of neighbours are used up, moves over any
     distance are proposed; where these are, four times the rows are taken. An MSE within `tolerance` on the rows in use ends
-    it, whatever moves are left. It begins with the first `chunk` rows.
+    it, whatever moves are left. It begins with the first `chunk` rows. `screen` is the precision of the scores, as
+    `lax.Precision` names it; what is kept is decided at the stack's own.
     """
     rows, outputs = pred.shape
     xs, preds, weights = (in_chunks(a, chunk) for a in (x, pred, jnp.ones(rows)))
@@ -253,11 +257,12 @@ def guided_rounds(
     def measure(arrangement: Int[Array, "L 2"], far: Array, used: Int[Array, ""]) -> Proposals:
         depth = stack.depth
         zeros = FirstOrder(jnp.float32(0), jnp.zeros(depth - 1), jnp.zeros((3, depth, depth)))
-        scores = mean(partial(first_order_sums, stack, arrangement, far=far), zeros, used)
+        scores = mean(partial(first_order_sums, replace(stack, precision=screen), arrangement, far=far), zeros, used)
+        mse = scores.mse if screen == stack.precision else evaluate(arrangement, used)
         # Neighbours have the more exact score, and all three moves are the same for them.
         left = jnp.arange(depth - 1)
         effects = jnp.min(scores.far, axis=0).at[left, left + 1].set(scores.adjacent)
-        return Proposals(scores.mse, -jnp.triu(effects, 1), jnp.argmin(scores.far, axis=0))
+        return Proposals(mse, -jnp.triu(effects, 1), jnp.argmin(scores.far, axis=0))
 
     def step(at: Guided) -> Guided:
         candidate, proposed = _apply_best(at.arrangement, at.proposals, jnp.asarray(CUTOFFS)[at.cutoff])

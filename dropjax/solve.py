@@ -88,6 +88,12 @@ def parser() -> console.Parser:
     machine = p.add_argument_group("machine")
     machine.add_argument("--platform", choices=("cpu", "gpu", "cuda", "rocm", "tpu"))
     machine.add_argument("--memory", type=memory_size, default=defaults.memory, metavar="SIZE", help="such as 512M or 2G")
+    machine.add_argument(
+        "--screen-precision",
+        choices=("highest", "high", "default"),
+        default=defaults.screen_precision,
+        help="of the scores behind proposals, on an accelerator; acceptance is always at the highest",
+    )
     machine.add_argument("--no-cache", action="store_true", help="keep no compiled programs between runs")
     result = p.add_argument_group("results")
     result.add_argument(

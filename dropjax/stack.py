@@ -6,7 +6,7 @@ entries of the second column re-pairs them. Every search walks over arrangements
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -41,6 +41,8 @@ class Stack:
     w_last: Float[Array, "o d"]
     b_last: Float[Array, " o"]
     activation: str = field(default="relu", metadata={"static": True})
+    precision: str = field(default="highest", metadata={"static": True})
+    """Of every product with its weights, as `lax.Precision` names them: only scores that decide nothing may be less."""
 
     @property
     def depth(self) -> int:
@@ -50,14 +52,12 @@ class Stack:
     def arranged(self, arrangement: Int[Array, "L 2"]) -> "Stack":
         """The stack whose block k has the halves of row k."""
         ins, outs = arrangement[:, 0], arrangement[:, 1]
-        return Stack(
-            self.w_in[ins], self.b_in[ins], self.w_out[outs], self.b_out[outs], self.w_last, self.b_last, self.activation
-        )
+        return replace(self, w_in=self.w_in[ins], b_in=self.b_in[ins], w_out=self.w_out[outs], b_out=self.b_out[outs])
 
 
-def product(a: Float[Array, "... n"], b: Float[Array, "m n"]) -> Float[Array, "... m"]:
-    """a·bᵀ in full float32, whatever the device would do by default: an MSE decides on the result."""
-    return jnp.einsum("...n,mn->...m", a, b, precision=lax.Precision.HIGHEST)
+def product(a: Float[Array, "... n"], b: Float[Array, "m n"], precision: str = "highest") -> Float[Array, "... m"]:
+    """a·bᵀ, by default in full float32, whatever the device would do by itself: an MSE decides on the result."""
+    return jnp.einsum("...n,mn->...m", a, b, precision=precision)
 
 
 def pick(a: Float[Array, "n ..."], k: Int[Array, ""]) -> Float[Array, "..."]:
@@ -67,7 +67,7 @@ def pick(a: Float[Array, "n ..."], k: Int[Array, ""]) -> Float[Array, "..."]:
 
 def preactivation(stack: Stack, half: Int[Array, ""], x: Float[Array, "N d"]) -> Float[Array, "N h"]:
     """W_in·x + b_in of one input half."""
-    return product(x, pick(stack.w_in, half)) + pick(stack.b_in, half)
+    return product(x, pick(stack.w_in, half), stack.precision) + pick(stack.b_in, half)
 
 
 @jax.jit  # so that a program which runs blocks in many places traces one
@@ -79,7 +79,7 @@ def residual(stack: Stack, halves: Int[Array, "2"], x: Float[Array, "N d"]) -> F
 
 def outgoing(stack: Stack, half: Int[Array, ""], z: Float[Array, "N h"]) -> Float[Array, "N d"]:
     """W_out·act(z) + b_out of one output half, from an input half's preactivations."""
-    return product(ACTIVATIONS[stack.activation](z), pick(stack.w_out, half)) + pick(stack.b_out, half)
+    return product(ACTIVATIONS[stack.activation](z), pick(stack.w_out, half), stack.precision) + pick(stack.b_out, half)
 
 
 def advance(stack: Stack, arrangement: Int[Array, "L 2"], start, stop, x: Float[Array, "N d"]) -> Float[Array, "N d"]:
@@ -89,7 +89,7 @@ def advance(stack: Stack, arrangement: Int[Array, "L 2"], start, stop, x: Float[
 
 def read_out(stack: Stack, x: Float[Array, "N d"]) -> Float[Array, "N o"]:
     """W_last·x + b_last."""
-    return product(x, stack.w_last) + stack.b_last
+    return product(x, stack.w_last, stack.precision) + stack.b_last
 
 
 def identity_arrangement(depth: int) -> Int[Array, "L 2"]:
@@ -130,8 +130,8 @@ def adjoints(stack: Stack, arrangement: Int[Array, "L 2"], at: Trajectory) -> Fl
     def step(g: Float[Array, "N o d"], of_block: tuple[Int[Array, "2"], Float[Array, "N h"]]):
         (half_in, half_out), z = of_block
         _, slope = jax.jvp(act, (z,), (jnp.ones_like(z),))
-        by_hidden = product(g, pick(stack.w_out, half_out).T) * slope[:, None, :]
-        return g + product(by_hidden, pick(stack.w_in, half_in).T), g
+        by_hidden = product(g, pick(stack.w_out, half_out).T, stack.precision) * slope[:, None, :]
+        return g + product(by_hidden, pick(stack.w_in, half_in).T, stack.precision), g
 
     g_last = jnp.broadcast_to(stack.w_last, (at.states.shape[1], *stack.w_last.shape))
     first, gs = lax.scan(step, g_last, (arrangement, at.preactivations), reverse=True)

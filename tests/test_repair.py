@@ -1,3 +1,7 @@
+from dataclasses import replace
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -6,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dropjax import repair, seeding
-from dropjax.moves import score_moves
+from dropjax.moves import score_arrangements, score_moves
 from dropjax.pairing import pair
 
 
@@ -134,6 +138,25 @@ def test_guided_repair_in_parts_is_the_same_as_at_once():
     parts = repair.guided_repair(stack, start, x, pred, tolerance=1e-10, stop=lambda: False, most=1)
     np.testing.assert_array_equal(whole.arrangement, parts.arrangement)
     assert int(whole.rounds) == int(parts.rounds)
+
+
+def test_scores_of_reduced_precision_propose_and_decide_nothing(monkeypatch):
+    def as_an_accelerator_would(a, b, precision="highest"):
+        if precision != "highest":
+            a, b = (half.astype(jnp.bfloat16).astype(jnp.float32) for half in (a, b))
+        return jnp.einsum("...n,mn->...m", a, b, precision=precision)
+
+    monkeypatch.setattr("dropjax.stack.product", as_an_accelerator_would)
+    stack, start, right, x, pred = planted(1, (7, 4, 9, 1), rows=700, size=0.1)
+    assert score_arrangements(replace(stack, precision="default"), right[None], x, pred)[0] > 1e-6
+    found = repair.guided_repair(stack, start, x, pred, tolerance=0.0, screen="default")
+    np.testing.assert_array_equal(found.arrangement, right)
+    assert float(found.proposals.mse) < 1e-12
+    lowered = jax.jit(partial(repair.guided_rounds, screen="default")).lower(
+        stack, repair.start_guided(start), x, pred, 0.0, 1
+    )
+    assert "precision = [DEFAULT, DEFAULT]" in lowered.as_text()
+    assert "precision = [HIGHEST, HIGHEST]" in lowered.as_text()
 
 
 @pytest.mark.usefixtures("real_folder")

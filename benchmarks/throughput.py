@@ -1,0 +1,117 @@
+"""Puzzles a second: throughput.py FOLDER [--count N] [--json FILE].
+
+Trains N stacks and drops them into FOLDER, where those that are there already stay. A few are solved in a process each, and
+all of them in one process, one after another and with `solve_many`. A process's time is all that its user waits for, with
+the programs that the first of them compiled; in one process, files are read and programs compiled before the clock starts.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from measuring import machine, versions
+
+import dropjax
+from dropjax import console, device, files, training
+
+RECIPE = training.Recipe(depth=24, optimizer="adamw", rate=1e-3, decay=0.1, epochs=20, batch=64)
+WIDTH = 48
+ROWS = 5_000
+AT_ONCE = 10
+"""Stacks trained together."""
+
+
+def trained(folder: Path, count: int) -> list[Path]:
+    """The puzzles' files; those that are missing are made."""
+    x, true = training.generate_table(0, ROWS, WIDTH, noise=0.3)
+    paths = {seed: folder / f"{seed}.safetensors" for seed in range(count)}
+    missing = [seed for seed, path in paths.items() if not path.exists()]
+    for first in range(0, len(missing), AT_ONCE):
+        seeds = missing[first : first + AT_ONCE]
+        for seed, stack in zip(seeds, training.train(RECIPE, x, true, seeds), strict=True):
+            puzzle, _ = training.drop(stack, x, true, seed)
+            files.write_converted(puzzle, paths[seed])
+        print(f"trained {seeds[-1] + 1} of {count}", file=sys.stderr)
+    return list(paths.values())
+
+
+def row(way: str, solved: list[bool], seconds: float) -> dict[str, Any]:
+    """One line of the report."""
+    return {
+        "way": way,
+        "puzzles": len(solved),
+        "solved": sum(solved),
+        "seconds": seconds,
+        "per_second": len(solved) / seconds,
+    }
+
+
+def in_processes(paths: list[Path]) -> dict[str, Any]:
+    """One process after another, the first of which, not counted, leaves its compiled programs."""
+    seconds, solved = [], []
+    with tempfile.TemporaryDirectory() as cache:
+        for path in paths:
+            start = time.perf_counter()
+            command = [sys.executable, "-m", "dropjax.solve", str(path), "--quiet"]
+            environment = {**os.environ, "DROPJAX_CACHE_DIR": cache}
+            ran = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
+            seconds.append(time.perf_counter() - start)
+            solved.append(ran.returncode == 0)
+    return row("a process for each", solved[1:], sum(seconds[1:]))
+
+
+def in_one(way: str, solutions: Iterable[dropjax.Solution]) -> dict[str, Any]:
+    """All that `solutions` yields."""
+    start = time.perf_counter()
+    solved = [solution.solved for solution in solutions]
+    return row(way, solved, time.perf_counter() - start)
+
+
+def main() -> int:
+    """Exit status 0, or 2 for bad input."""
+    parser = console.Parser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--processes", type=int, default=5, help="puzzles that get a process of their own (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    if not 1 <= args.processes < args.count:
+        parser.error(f"--processes: expected 1 to {args.count - 1}, got {args.processes}")
+    files.ensure_writable(args.folder, folder=True)
+    if args.json is not None:
+        files.ensure_writable(args.json)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    paths = trained(args.folder, args.count)
+    puzzles = [files.load(path) for path in paths]
+    device.configure(cache=False)
+    print(
+        f"{machine()['processor']}, {device.describe()}; {args.count} trained stacks of {RECIPE.depth} blocks, {ROWS:,} rows"
+    )
+    print(f"{'way':<24}{'puzzles':>9}{'solved':>8}{'seconds':>9}{'a second':>10}")
+    dropjax.solve(puzzles[0])
+    rows = []
+    for measure in (
+        lambda: in_processes(paths[: args.processes + 1]),
+        lambda: in_one("one after another", map(dropjax.solve, puzzles)),
+        lambda: in_one("solve_many", dropjax.solve_many(puzzles)),
+    ):
+        found = measure()
+        rows.append(found)
+        print(
+            f"{found['way']:<24}{found['puzzles']:>9}{found['solved']:>8}{found['seconds']:>9.1f}{found['per_second']:>10.2f}",
+            flush=True,
+        )
+    if args.json is not None:
+        report = {"machine": machine(), "versions": versions(), "rows": rows}
+        files.atomic_write(args.json, lambda path: path.write_text(json.dumps(report, indent=1)))
+    return 0
+
+
+if __name__ == "__main__":
+    console.run_command(main)
