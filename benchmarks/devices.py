@@ -1,6 +1,7 @@
-"""The same solve on every kind of device that JAX sees, cold and warm: devices.py [PUZZLE] [--json FILE] [--plot FILE].
+"""The same solve and kernels on every kind of device that JAX sees: devices.py [PUZZLE] [--json FILE] [--plot FILE].
 
 Each run is a process of its own. "cold" starts with an empty cache of compiled programs, "warm" with the one that it left.
+The kernels are those of kernels.py, each device's own matrix-product rate beside them.
 """
 
 import json
@@ -63,6 +64,27 @@ def measure(puzzle: Path, platform: str, repeats: int) -> list[dict[str, Any]]:
     ]
 
 
+def kernels(puzzle: Path, platform: str) -> dict[str, Any]:
+    """What kernels.py reports."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "kernels.json"
+        script = Path(__file__).with_name("kernels.py")
+        command = [sys.executable, str(script), str(puzzle), "--platform", platform, "--json", str(report)]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        return json.loads(report.read_text())
+
+
+def print_kernels(reports: dict[str, dict[str, Any]]) -> None:
+    """Every kernel's time on each device, and its share of that device's matrix-product rate."""
+    print("\n" + f"{'kernel':<50}{'rows':>8}" + "".join(f"{platform:>20}" for platform in reports))
+    for same in zip(*(report["rows"] for report in reports.values()), strict=True):
+        shares = (f" {row['fraction_of_matmul']:>7.0%}" if row["flop"] else f"{'':>8}" for row in same)
+        times = "".join(f"{row['seconds'] * 1e3:>9.1f} ms{share}" for row, share in zip(same, shares, strict=True))
+        print(f"{same[0]['kernel']:<50}{same[0]['N']:>8,}{times}")
+    rates = "".join(f"{report['matmul_flop_per_s'] / 1e9:>12.0f} GFLOP/s" for report in reports.values())
+    print(f"{'square products':<58}{rates}")
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Where each row's time goes, as stacked bars."""
     import matplotlib
@@ -107,8 +129,10 @@ def main() -> int:
                 times = "".join(f"{row[part]:>8.2f} s" for part in PARTS)
                 print(f"{row['device']:<24}{row['cache']:>6}{times}  {row['outcome']}", flush=True)
                 rows.append(row)
+        reports = {platform: kernels(args.puzzle or example, platform) for platform in seen}
+    print_kernels(reports)
     if args.json is not None:
-        report = {"machine": machine(), "versions": versions(), "rows": rows}
+        report = {"machine": machine(), "versions": versions(), "rows": rows, "kernels": reports}
         files.atomic_write(args.json, lambda path: path.write_text(json.dumps(report, indent=1)))
     if args.plot is not None:
         plot(rows, args.plot)

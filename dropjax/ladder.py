@@ -25,15 +25,15 @@ from dropjax.moves import (
     score_moves,
 )
 from dropjax.pairing import regrets
-from dropjax.regression import flipped_positions, orders, proposals
+from dropjax.regression import by_places, orders, proposals, regression_rows
 from dropjax.solution import Pairing
 from dropjax.stack import Stack, forward
 from dropjax.verify import EXACT
 
 FEW_ROWS, ROWS = 256, 512
 """Rows on which an order forms, and on which it is finished: one that fits the fewer need not fit the table."""
-REGRESSION_ROWS = 4000
-"""Rows that least squares are fitted to and judged on, or twice the number of flips, if that is more."""
+JUDGED_ROWS = 4000
+"""Rows that what least squares propose is judged on, or as many as they are fitted to."""
 HOT = 5e-3
 """Highest temperature of an annealing, in variances of pred: where an order begins to form."""
 WARM = 150
@@ -85,10 +85,10 @@ class Ladder:
         memory: int = MEMORY,
     ) -> None:
         self.stack, self.stop, self.seed, self.memory = stack, stop, seed, memory
-        flips = len(flipped_positions(stack.depth)[0])
-        self.fewest, self.few, self.many = (
+        fitted = regression_rows(stack.depth, stack.w_last.shape[0])
+        self.fewest, self.few, self.fitted, self.many = (
             jax.device_put((np.asarray(x)[:rows], np.asarray(pred)[:rows]))
-            for rows in (FEW_ROWS, ROWS, max(REGRESSION_ROWS, 2 * flips))
+            for rows in (FEW_ROWS, ROWS, fitted, max(JUDGED_ROWS, fitted))
         )
         self.score = pairing.score
         self.doubtful = np.argsort(regrets(pairing.score, pairing.partner), kind="stable")
@@ -137,8 +137,9 @@ class Ladder:
         seen = {start.arrangement.tobytes()}
         rounds = waited = 0
         while best.mse > self.exact and waited < PATIENCE and not self.stop():
-            proposed = orders(self.stack, at.arrangement, *self.many, memory=self.memory)
-            scores = np.asarray(score_arrangements(self.stack, proposed, *self.few, memory=self.memory))
+            proposed = orders(self.stack, at.arrangement, *self.fitted, memory=self.memory)
+            rows = self.fewest if by_places(self.stack.depth) else self.few
+            scores = np.asarray(score_arrangements(self.stack, proposed, *rows, memory=self.memory))
             ranked = [proposed[k] for k in np.argsort(scores, kind="stable")]
             new = [order for order in ranked if order.tobytes() not in seen][:TRIED]
             if not new:

@@ -20,8 +20,8 @@ from dropjax.stack import ACTIVATIONS, Stack, adjoints, advance, product, read_o
 
 T = TypeVar("T")
 
-FEW_ROWS = 512
-"""Up to here, neighbours' swaps are scored as one batch of products."""
+BATCH_ROWS = 1 << 14
+"""Rows, over all neighbours together, up to which their swaps are scored as one batch of products."""
 
 SWAP, INSERTION, PAIR_SWAP = range(3)
 """Exchange the blocks at i and j; take the block at i out and put it in at j; exchange the output halves at i and j."""
@@ -165,7 +165,8 @@ def adjacent_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearise
 
     neighbours = (arrangement[:-1], arrangement[1:], at.states[:-2], at.states[2:], at.adjoints[2:])
     # Products of few rows are too small one by one; those of many leave the cache together.
-    return jax.vmap(change)(neighbours) if at.states.shape[1] <= FEW_ROWS else lax.map(change, neighbours)
+    together = stack.depth * at.states.shape[1] <= BATCH_ROWS
+    return jax.vmap(change)(neighbours) if together else lax.map(change, neighbours)
 
 
 def flips(at: Linearised) -> Float[Array, "N o L L"]:
@@ -233,8 +234,32 @@ def effect_sum(
     return jnp.sum(weight.reshape(-1, 1, *behind) * by_row, axis=(0, 1))
 
 
+def far_effects(
+    at: Linearised, error: Float[Array, "N o"], weight: Float[Array, " N"], memory: int = MEMORY
+) -> Float[Array, "3 L L"]:
+    """`effect_sum` of each of `FarChanges`, as many rows at a time as `memory` holds."""
+
+    def of(states: Array, adjoints: Array, error: Array, weight: Array) -> Float[Array, "3 L L"]:
+        chunk = at._replace(states=jnp.swapaxes(states, 0, 1), adjoints=jnp.swapaxes(adjoints, 0, 1))
+        return jnp.stack([effect_sum(change, error, weight) for change in far_changes(chunk)])
+
+    (rows, outputs), depth = error.shape, len(at.preactivations)
+    size = max(1, memory // (4 * 8 * outputs * depth**2))
+    parts = jnp.swapaxes(at.states, 0, 1), jnp.swapaxes(at.adjoints, 0, 1), error, weight
+    if rows <= size:
+        return of(*parts)
+    chunks = tuple(in_chunks(part, size) for part in parts)
+    return lax.scan(lambda sums, chunk: (sums + of(*chunk), None), jnp.zeros((3, depth, depth)), chunks)[0]
+
+
 def first_order_sums(
-    stack: Stack, arrangement: Int[Array, "L 2"], x, pred, weight: Float[Array, " N"], far: bool | Array = True
+    stack: Stack,
+    arrangement: Int[Array, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    weight: Float[Array, " N"],
+    far: bool | Array = True,
+    memory: int = MEMORY,
 ) -> FirstOrder:
     """`score_first_order` as sums over weighted rows; the moves over any distance only where `far` is true."""
     at = linearise(stack, arrangement, x)
@@ -244,7 +269,7 @@ def first_order_sums(
     return FirstOrder(
         mse=jnp.sum(weight[:, None] * error**2),
         adjacent=jax.vmap(effect)(adjacent_changes(stack, arrangement, at)),
-        far=lax.cond(far, lambda: jnp.stack([effect(change) for change in far_changes(at)]), lambda: nowhere),
+        far=lax.cond(far, lambda: far_effects(at, error, weight, memory), lambda: nowhere),
     )
 
 
@@ -254,8 +279,9 @@ def score_first_order(
 ) -> FirstOrder:
     """Predicted effects of all exchanges of neighbours, insertions and swaps: mean(2eΔ + Δ²), e = f − pred."""
     depth, (hidden, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
-    bytes_per_row = 4 * (depth * hidden + 2 * depth * width * (1 + outputs) + 8 * outputs * depth * depth)
-    return mean_over_rows(partial(first_order_sums, stack, arrangement), x, pred, bytes_per_row, memory)
+    bytes_per_row = 4 * (depth * hidden + 2 * depth * width * (1 + outputs))
+    sums = partial(first_order_sums, stack, arrangement, memory=memory)
+    return mean_over_rows(sums, x, pred, bytes_per_row, memory)
 
 
 def contributions(

@@ -21,6 +21,7 @@ from dropjax.ladder import Climbed, Ladder
 from dropjax.moves import SWAP, pairs_of_positions, score_moves
 from dropjax.pairing import doubtful, pair
 from dropjax.puzzle import Puzzle
+from dropjax.regression import by_places
 from dropjax.repair import bubble_repair, guided_repair, guided_rounds, start_guided
 from dropjax.solution import Outcome, Pairing, Solution, Stage
 from dropjax.stack import Stack
@@ -123,7 +124,7 @@ def _prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> No
         few = problem.first(SEED_ROWS)
         pool.submit(seeding.portfolio.prepare, stack, nowhere, few.x, few.pred)
         start = start_guided(nowhere), x, pred, np.float32(0), np.int32(0)
-        pool.submit(guided_rounds.prepare, stack, *start, screen=options.screen_precision)
+        pool.submit(guided_rounds.prepare, stack, *start, screen=options.screen_precision, memory=options.memory)
     pool.submit(verify.outputs_and_errors.prepare, stack, nowhere, x, pred, options.memory)
     pool.submit(verify.first_order_changes.prepare, stack, nowhere, problem.first(verify.SCREENED_ROWS).x)
 
@@ -380,6 +381,7 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
     """Guided repair from the best seed orders; where the pairing is in doubt, the same for the one that separates best; then
     the ladder; then the paper's exact route."""
     options, few = run.options, run.problem.first(run.options.search_rows)
+    deep = by_places(run.problem.stack.depth)  # single moves go astray, and scoring all of them exactly would never end
 
     def exactly(arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
         ranked = _rank(run, few, arrangement)
@@ -387,7 +389,7 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
 
     def guided(pairing: Pairing, starts: Sequence[Start]) -> Iterator[Searched]:
         promising = [start for start in _repairable(starts) if start.mse < HOPELESS * np.var(np.asarray(few.pred))]
-        for start in promising if len(doubtful(pairing)) == 0 else promising[:1]:
+        for start in [] if deep else promising if len(doubtful(pairing)) == 0 else promising[:1]:
             yield Searched(_guided(run, start.arrangement), start.name, STALLED, pairing)
 
     def searches(pairing: Pairing, pairs: Int[np.ndarray, "L 2"]) -> Iterator[Searched]:
@@ -405,7 +407,7 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
                 yield Searched(starts[0].arrangement, starts[0].name, NOTHING_TO_FIND, pairing)
                 return
             yield Searched(climbed, "ladder", STALLED, pairing)
-        for start in _repairable(starts):
+        for start in [] if deep else _repairable(starts):
             yield Searched(exactly(start.arrangement), start.name, STALLED, pairing)
 
     found: list[Searched] = []
@@ -447,12 +449,13 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence["Start"], attempt: int) 
     climbed = rung("least squares", lambda: ladder.best_of([*seeds, *randoms]))
     if not run.stop() and not ladder.carries_over(climbed.arrangement):
         return None
-    for name, climbing in (
+    rungs = (
         ("pairs by least squares", ladder.paired),
         ("annealing", ladder.warmed),
         ("pairs by least squares", ladder.paired),
         ("exact scan", ladder.scanned),
-    ):
+    )
+    for name, climbing in rungs[:1] if by_places(stack.depth) else rungs:
         if run.stop() or run.solved(climbed.arrangement):
             return climbed.arrangement
         climbed = rung(name, partial(climbing, climbed))
@@ -487,11 +490,13 @@ def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L
 
 def _guided(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
     """Guided repair, on few rows first; on all of them where pred is noisy or the few rows were deceived."""
-    stack, x, pred = run.problem
+    (stack, x, pred), options = run.problem, run.options
     exact = verify.EXACT**2 * float(np.mean(np.square(np.asarray(pred), dtype=np.float64)))
     for tolerance in (0.0,) if run.pred_noise is not None else (exact, 0.0):
         with run.stage("guided repair") as record:
-            repaired = guided_repair(stack, arrangement, x, pred, tolerance, run.stop, screen=run.options.screen_precision)
+            repaired = guided_repair(
+                stack, arrangement, x, pred, tolerance, run.stop, screen=options.screen_precision, memory=options.memory
+            )
             arrangement = np.asarray(repaired.arrangement)
             record |= {"mse": float(repaired.proposals.mse), "rows": repaired.rows(len(x))}
             record |= {"evaluations": int(repaired.rounds), "swaps": int(repaired.swaps)}

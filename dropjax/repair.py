@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dropjax.device import scored_together
+from dropjax.device import MEMORY, scored_together
 from dropjax.moves import SWAP, FirstOrder, T, far_move, first_order_sums, in_chunks, moved, squared_error
 from dropjax.programs import program
 from dropjax.stack import Stack, advance
@@ -201,12 +201,13 @@ def guided_repair(
     stop: Callable[[], object] | None = None,
     most: int = 16,
     screen: str = "highest",
+    memory: int = MEMORY,
 ) -> Guided:
     """Guided repair until it is finished; where `stop` is given, it is asked every `most` rounds."""
     at = start_guided(arrangement)
     limit = np.int32(np.iinfo(np.int32).max // 2 if stop is None else most)
     while not (at.finished or (stop is not None and stop())):
-        at = guided_rounds(stack, at, x, pred, np.float32(tolerance), limit, screen=screen)
+        at = guided_rounds(stack, at, x, pred, np.float32(tolerance), limit, screen=screen, memory=memory)
     return at
 
 
@@ -219,7 +220,7 @@ def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
     return Guided(here, nothing, cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no)
 
 
-@program(static_argnames=("chunk", "screen"), results=(Proposals, Guided), quick=True)
+@program(static_argnames=("chunk", "screen", "memory"), results=(Proposals, Guided), quick=True)
 def guided_rounds(
     stack: Stack,
     start: Guided,
@@ -229,6 +230,7 @@ def guided_rounds(
     most: Int[Array, ""],
     chunk: int = CHUNK,
     screen: str = "highest",
+    memory: int = MEMORY,
 ) -> Guided:
     """Up to `most` rounds of repair by proposals from first-order scores; ends early where it is finished.
 
@@ -257,7 +259,8 @@ def guided_rounds(
     def measure(arrangement: Int[Array, "L 2"], far: Array, used: Int[Array, ""]) -> Proposals:
         depth = stack.depth
         zeros = FirstOrder(jnp.float32(0), jnp.zeros(depth - 1), jnp.zeros((3, depth, depth)))
-        scores = mean(partial(first_order_sums, replace(stack, precision=screen), arrangement, far=far), zeros, used)
+        screened = replace(stack, precision=screen)
+        scores = mean(partial(first_order_sums, screened, arrangement, far=far, memory=memory), zeros, used)
         mse = scores.mse if screen == stack.precision else evaluate(arrangement, used)
         # Neighbours have the more exact score, and all three moves are the same for them.
         left = jnp.arange(depth - 1)

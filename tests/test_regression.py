@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 import reference
@@ -65,18 +66,6 @@ def test_right_pairs_are_left_alone():
 # Order
 
 
-@pytest.mark.parametrize("most", [1, 9, 17, 100])
-def test_the_nearest_positions_are_fitted(most):
-    depth = 7
-    i, j = regression.flipped_positions(depth, most)
-    reach = int((j - i).max())
-    assert set(zip(i.tolist(), j.tolist(), strict=True)) == {
-        (a, b) for a in range(depth) for b in range(a + 1, min(depth, a + reach + 1))
-    }
-    assert len(i) <= max(most, depth - 1)
-    assert reach == depth - 1 or (reach + 1) * depth - (reach + 1) * (reach + 2) // 2 > most
-
-
 @settings(max_examples=5, deadline=None)
 @given(reference.shapes, reference.seeds)
 def test_normal_equations_are_those_of_the_flips(shape, seed):
@@ -85,12 +74,12 @@ def test_normal_equations_are_those_of_the_flips(shape, seed):
     stack, arrangement = reference.random_stack(rng, *shape, size=0.3), reference.random_arrangement(rng, depth)
     x = rng.normal(size=(9, d)).astype(np.float32)
     pred = reference.outputs(stack, arrangement, x).astype(np.float32) + rng.normal(size=(9, shape[3])).astype(np.float32)
-    positions = regression.flipped_positions(depth)
+    i, j = np.triu_indices(depth, 1)
     linear = moves.flips_and_swaps(stack, arrangement, moves.linearise(stack, arrangement, x))
-    features = np.moveaxis(np.asarray(linear, np.float64), 1, 0).reshape(-1, depth, depth)[:, positions[0], positions[1]]
+    features = np.moveaxis(np.asarray(linear, np.float64), 1, 0).reshape(-1, depth, depth)[:, i, j]
     error = np.moveaxis(reference.outputs(stack, arrangement, x) - pred, 1, 0).reshape(-1)
     for memory in (1, 1 << 30):
-        found = regression.normal_equations(stack, arrangement, positions, x, pred, memory)
+        found = regression.normal_equations(stack, arrangement, x, pred, memory)
         scale = np.abs(features.T @ features).max() / len(features) + 1e-6
         np.testing.assert_allclose(found.gram, features.T @ features / len(features), atol=1e-3 * scale)
         np.testing.assert_allclose(found.towards, -features.T @ error / len(features), atol=2e-3)
@@ -107,24 +96,49 @@ def test_neighbours_have_their_exact_change_and_others_their_flip():
     np.testing.assert_array_equal(found[..., 0, 2], plain[..., 0, 2])
 
 
-def test_shares_solve_a_linear_truth():
+def test_solutions_solve_a_linear_truth():
     rng = np.random.default_rng(7)
     features, truth = rng.normal(size=(400, 6)), np.array([0, 1.0, 0, 0, 1, 0])
     normal = regression.Normal(features.T @ features / 400, features.T @ (features @ truth) / 400)
-    for share in regression.flip_shares(normal, ridges=(1e-9, 1e-7)):
+    for share in regression.ridge_solutions(normal, ridges=(1e-9, 1e-7)):
         np.testing.assert_allclose(share, truth, atol=1e-5)
 
 
 def test_blocks_move_past_those_that_they_stand_wrongly_to():
     arrangement = np.stack([np.arange(4), np.arange(4)], axis=1)
-    positions = regression.flipped_positions(4)
     past = {(0, 1), (0, 2)}
-    share = np.array([float(pair in past) for pair in zip(*map(np.ndarray.tolist, positions), strict=True)])
-    assert regression.reordered(arrangement, positions, share)[:, 0].tolist() == [1, 2, 0, 3]
-    assert regression.reordered(arrangement, positions, 0 * share)[:, 0].tolist() == [0, 1, 2, 3]
+    share = np.array([float(pair in past) for pair in zip(*map(np.ndarray.tolist, np.triu_indices(4, 1)), strict=True)])
+    assert regression.reordered(arrangement, share)[:, 0].tolist() == [1, 2, 0, 3]
+    assert regression.reordered(arrangement, 0 * share)[:, 0].tolist() == [0, 1, 2, 3]
 
 
-def test_an_order_far_off_is_proposed_right_in_a_few_steps():
+def test_changes_of_place_are_weighted_flips_with_the_neighbours(monkeypatch):
+    monkeypatch.setattr(regression, "REACH", 3)
+    monkeypatch.setattr(regression, "BLOCK", 4)
+    jax.clear_caches()
+    rng = np.random.default_rng(9)
+    depth, rows, outputs = 11, 7, 2
+    stack, arrangement = reference.random_stack(rng, depth, 5, 8, outputs), reference.random_arrangement(rng, depth)
+    x = rng.normal(size=(rows, 5)).astype(np.float32)
+    pred = rng.normal(size=(rows, outputs)).astype(np.float32)
+    flips = np.asarray(moves.flips_and_swaps(stack, arrangement, moves.linearise(stack, arrangement, x)), np.float64)
+    wanted = np.zeros((rows, outputs, len(regression.SPANS), depth))
+    for s, span in enumerate(regression.SPANS):
+        for i in range(depth):
+            for j in range(i + 1, min(depth, i + 4)):
+                weight = np.exp(-(j - i - 1) / span) * (1 - np.exp(-1 / span))
+                wanted[:, :, s, i] += weight * flips[..., i, j] / 2
+                wanted[:, :, s, j] -= weight * flips[..., i, j] / 2
+    for memory in (1, 1 << 30):
+        changes, errors = regression.place_changes(stack, arrangement, x, pred, memory)
+        np.testing.assert_allclose(changes, wanted, atol=1e-5)
+        np.testing.assert_allclose(errors, reference.outputs(stack, arrangement, x) - pred, atol=1e-4)
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("most", [regression.MOST_FLIPS, 0], ids=["by flips", "by places"])
+def test_an_order_far_off_is_proposed_right_in_a_few_steps(monkeypatch, most):
+    monkeypatch.setattr(regression, "MOST_FLIPS", most)
     rng = np.random.default_rng(8)
     depth = 9
     stack = reference.random_stack(rng, depth, 6, 10, 1, size=0.15)
@@ -133,7 +147,7 @@ def test_an_order_far_off_is_proposed_right_in_a_few_steps():
     pred = reference.outputs(stack, truth, x).astype(np.float32)
     order = truth[[3, 1, 0, 2, 5, 4, 8, 6, 7]]
     assert reference.mse(stack, order, x, pred) > 1e-5
-    for _ in range(3):
+    for _ in range(3 if most else 6):
         proposed = regression.orders(stack, order, x, pred)
         order = min(proposed, key=lambda of: reference.mse(stack, of, x, pred))
     np.testing.assert_array_equal(order, truth)
