@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dropjax
-from dropjax import ladder, pipeline, verify
+from dropjax import ladder, pipeline, regression, verify
 from dropjax.solution import Outcome
 from dropjax.stack import forward
 
@@ -222,3 +222,20 @@ class TestRealPuzzle:
         ranked = next(stage for stage in solution.stages if stage.name == "bradley-terry")
         assert ranked.evaluations == 1128
         assert ranked.mse is not None and ranked.mse < 0.01  # the paper's 2,000 rows give 0.002989
+
+
+def test_a_deep_stack_is_put_in_order_by_places(monkeypatch):
+    monkeypatch.setattr(regression, "MOST_FLIPS", 20)
+    puzzle, permutation = planted(3, L=9)
+    blocks = np.reshape(permutation[:-1], (9, 2))[[2, 0, 1, 4, 3, 7, 5, 6, 8]]
+    given = {"initial_order": [*map(int, blocks.ravel()), permutation[-1]], "random_seed": 1}
+    diary = Diary()
+    solution = dropjax.solve(puzzle, **given, progress=diary)
+    assert solution.permutation == permutation
+    assert diary.begun == ["pairing", "least squares", "verify"]
+    monkeypatch.setattr(ladder, "orders", lambda stack, arrangement, *_, **__: arrangement[None])
+    monkeypatch.setattr(pipeline, "_guided", lambda run, arrangement: arrangement)
+    stuck = dropjax.solve(puzzle, **given, progress=diary)
+    assert stuck.outcome is Outcome.NOT_SOLVED
+    assert stuck.stop_reason == pipeline.STALLED
+    assert "annealing" not in diary.begun

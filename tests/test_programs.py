@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -107,3 +108,29 @@ def test_inside_another_trace_it_is_traced_with_it(decorate, cache):
     result = jax.jit(lambda x: program(x, {"factor": jnp.float32(2)}))(ARGUMENTS[0])
     check(result)
     assert list(cache.glob("dropjax-scaled-*")) == []
+
+
+def test_prepared_in_the_background_it_is_traced_once_and_not_run(decorate):
+    program = decorate()
+    with ThreadPoolExecutor(2) as pool:
+        prepared = [pool.submit(program.prepare, *ARGUMENTS) for _ in range(2)]
+        result = program(*ARGUMENTS)
+    assert [future.result() for future in prepared] == [None, None]
+    check(result)
+    assert not traced(program, *ARGUMENTS)[1]
+    before = len(TRACES)
+    fresh = decorate()
+    fresh.prepare(*ARGUMENTS)
+    fresh.prepare(*ARGUMENTS)
+    check(fresh(*ARGUMENTS))
+    assert len(TRACES) == before + 1
+
+
+def test_a_program_that_does_not_compile_says_so_each_time():
+    @as_program()
+    def wrong(x):
+        return x + jnp.ones(len(x) + 1)
+
+    for _ in range(2):
+        with pytest.raises(TypeError, match="add got incompatible shapes"):
+            wrong(np.ones(3, np.float32))
