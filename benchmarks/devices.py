@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from measuring import machine, versions
+from measuring import write_report
 
 from dropjax import console, files
 
@@ -34,14 +34,21 @@ def platforms() -> list[str]:
     return found
 
 
-def run(puzzle: Path, platform: str, cache: Path) -> dict[str, Any]:
-    """One process; its record."""
+def reported(*command: str, **environment: str) -> dict[str, Any]:
+    """The JSON of one Python process."""
     with tempfile.TemporaryDirectory() as folder:
-        record = Path(folder) / "solution.json"
-        command = [sys.executable, "-m", "dropjax.solve", str(puzzle), "--platform", platform, "--quiet"]
-        environment = {**os.environ, "DROPJAX_CACHE_DIR": str(cache)}
-        subprocess.run([*command, "--json", str(record)], env=environment, stdout=subprocess.DEVNULL, check=False)
+        record = Path(folder) / "record.json"
+        command = (sys.executable, *command, "--json", str(record))
+        ran = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, check=False)
+        if not record.exists():
+            ran.check_returncode()
         return json.loads(record.read_text())
+
+
+def run(puzzle: Path, platform: str, cache: Path) -> dict[str, Any]:
+    """One process's solve; its record."""
+    solve = ("-m", "dropjax.solve", str(puzzle), "--platform", platform, "--quiet")
+    return reported(*solve, DROPJAX_CACHE_DIR=str(cache))
 
 
 def measure(puzzle: Path, platform: str, repeats: int) -> list[dict[str, Any]]:
@@ -66,12 +73,7 @@ def measure(puzzle: Path, platform: str, repeats: int) -> list[dict[str, Any]]:
 
 def kernels(puzzle: Path, platform: str) -> dict[str, Any]:
     """What kernels.py reports."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "kernels.json"
-        script = Path(__file__).with_name("kernels.py")
-        command = [sys.executable, str(script), str(puzzle), "--platform", platform, "--json", str(report)]
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-        return json.loads(report.read_text())
+    return reported(str(Path(__file__).with_name("kernels.py")), str(puzzle), "--platform", platform)
 
 
 def print_kernels(reports: dict[str, dict[str, Any]]) -> None:
@@ -131,9 +133,7 @@ def main() -> int:
                 rows.append(row)
         reports = {platform: kernels(args.puzzle or example, platform) for platform in seen}
     print_kernels(reports)
-    if args.json is not None:
-        report = {"machine": machine(), "versions": versions(), "rows": rows, "kernels": reports}
-        files.atomic_write(args.json, lambda path: path.write_text(json.dumps(report, indent=1)))
+    write_report(args.json, rows, kernels=reports)
     if args.plot is not None:
         plot(rows, args.plot)
     return 0

@@ -4,7 +4,6 @@ Useful operations are those that the arithmetic needs: 4·d·h a block evaluatio
 with the activation's slope recomputed counted as half a block. The last rows time the whole route as `solve` takes it.
 """
 
-import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measuring import machine, matmul_flop_per_s, median_seconds, versions
+from measuring import machine, matmul_flop_per_s, median_seconds, write_report
 
 import dropjax
 from dropjax import console, device, files, moves, pairing, seeding, verify
@@ -174,15 +173,7 @@ def main() -> int:
     found = correlations(puzzle)
     print(f"\nfirst order against exact: rank correlation {found['adjacent']:.3f} for neighbours,", end=" ")
     print(f"{found['swaps']:.3f} for all swaps, sign right for {found['swaps_sign']:.0%}")
-    if args.json is not None:
-        report = {
-            "machine": machine(),
-            "versions": versions(),
-            "matmul_flop_per_s": limit,
-            "rank_correlation": found,
-            "rows": rows,
-        }
-        files.atomic_write(args.json, lambda path: path.write_text(json.dumps(report, indent=1)))
+    write_report(args.json, rows, matmul_flop_per_s=limit, rank_correlation=found)
     return 0
 
 

@@ -1,5 +1,6 @@
 """What the benchmarks share: medians of compiled calls, the machine's own limit, the JSON's frame."""
 
+import json
 import os
 import platform
 import statistics
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dropjax import device
+from dropjax import device, files
 
 SQUARES = (1024, 2048, 4096)
 """Sizes of the square float32 products whose best rate is the machine's limit."""
@@ -54,3 +55,10 @@ def _cpuinfo() -> Sequence[str]:
 def versions() -> dict[str, str]:
     """Of what the times depend on."""
     return {name: version(name) for name in ("dropjax", "jax", "jaxlib", "numpy", "scipy")}
+
+
+def write_report(path: Path | None, rows: Sequence[Any], **more: Any) -> None:
+    """The JSON of a benchmark: machine, versions, what `more` there is, and its rows. Nothing where no path was given."""
+    if path is not None:
+        report = {"machine": machine(), "versions": versions(), **more, "rows": rows}
+        files.atomic_write(path, lambda temporary: temporary.write_text(json.dumps(report, indent=1)))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from measuring import machine, versions
+from measuring import write_report
 
 import dropjax
 from dropjax import console, device, files, training
@@ -143,9 +143,7 @@ def main() -> int:
     for method in METHODS:
         solved = [record["exact"] for record in found if record["method"] == method]
         print(f"{method}: {sum(solved)} of {len(solved)} recovered")
-    if args.json is not None:
-        report = {"machine": machine(), "versions": versions(), "rows": found}
-        files.atomic_write(args.json, lambda path: path.write_text(json.dumps(report, indent=1)))
+    write_report(args.json, found)
     return 0
 
 

@@ -3,14 +3,13 @@
 robustness.py [PUZZLE] [--random N] [--time-limit S] [--json FILE]. The signals are judged by the first answer that is found.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import machine, versions
+from measuring import write_report
 
 import dropjax
 from dropjax import console, device, files, seeding
@@ -71,9 +70,7 @@ def main() -> int:
             print(f"{named:<34}{found[-1]['outcome']:<18}{found[-1]['seconds']:>8.1f} s", flush=True)
     solved = sum(record["outcome"] != "not_solved" for record in found)
     print(f"{solved} of {len(found)} solved")
-    if args.json is not None:
-        report = {"machine": machine(), "versions": versions(), "rows": found}
-        files.atomic_write(args.json, lambda path: path.write_text(json.dumps(report, indent=1)))
+    write_report(args.json, found)
     return 0 if solved == len(found) else 1
 
 

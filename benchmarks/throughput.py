@@ -5,7 +5,6 @@ all of them in one process, one after another and with `solve_many`. A process's
 the programs that the first of them compiled; in one process, files are read and programs compiled before the clock starts.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from measuring import machine, versions
+from measuring import machine, write_report
 
 import dropjax
 from dropjax import console, device, files, training
@@ -107,9 +106,7 @@ def main() -> int:
             f"{found['way']:<24}{found['puzzles']:>9}{found['solved']:>8}{found['seconds']:>9.1f}{found['per_second']:>10.2f}",
             flush=True,
         )
-    if args.json is not None:
-        report = {"machine": machine(), "versions": versions(), "rows": rows}
-        files.atomic_write(args.json, lambda path: path.write_text(json.dumps(report, indent=1)))
+    write_report(args.json, rows)
     return 0
 
 

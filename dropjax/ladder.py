@@ -136,9 +136,9 @@ class Ladder:
         best = at = start
         seen = {start.arrangement.tobytes()}
         rounds = waited = 0
+        rows = self.fewest if by_places(self.stack.depth) else self.few
         while best.mse > self.exact and waited < PATIENCE and not self.stop():
             proposed = orders(self.stack, at.arrangement, *self.fitted, memory=self.memory)
-            rows = self.fewest if by_places(self.stack.depth) else self.few
             scores = np.asarray(score_arrangements(self.stack, proposed, *rows, memory=self.memory))
             ranked = [proposed[k] for k in np.argsort(scores, kind="stable")]
             new = [order for order in ranked if order.tobytes() not in seen][:TRIED]

@@ -5,7 +5,7 @@ kept, so that a candidate is run only from the first position it changes: all sw
 evaluations instead of L²(L−1)/2.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -71,14 +71,26 @@ def mean_over_rows(
     of_chunk: Callable[..., T], x: Float[Array, "N d"], pred: Float[Array, "N o"], bytes_per_row: int, memory: int
 ) -> T:
     """Means over all predictions, from the sums that `of_chunk(x, pred, weight)` gives for chunks of rows in `memory`."""
-    rows = len(x)
-    chunks = -(-rows // max(1, min(rows, memory // bytes_per_row)))
-    parts = tuple(in_chunks(a, -(-rows // chunks)) for a in (x, pred, jnp.ones(rows)))
-    sums = of_chunk(*(part[0] for part in parts))
-    if chunks > 1:
-        rest = tuple(part[1:] for part in parts)
-        sums, _ = lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, of_chunk(*part)), None), sums, rest)
+    sums = sum_over_rows(of_chunk, (x, pred, jnp.ones(len(x))), bytes_per_row, memory)
     return jax.tree.map(lambda a: a / pred.size, sums)
+
+
+def sum_over_rows(of_chunk: Callable[..., T], parts: Sequence[Float[Array, "N ..."]], bytes_per_row: int, memory: int) -> T:
+    """Sum of what `of_chunk(*parts)` gives for chunks of rows in `memory`; rows of zeros fill the last one."""
+    rows = len(parts[0])
+    size = chunk_size(rows, bytes_per_row, memory)
+    chunks = tuple(in_chunks(part, size) for part in parts)
+    sums = of_chunk(*(chunk[0] for chunk in chunks))
+    if size < rows:
+        rest = tuple(chunk[1:] for chunk in chunks)
+        sums, _ = lax.scan(lambda sums, chunk: (jax.tree.map(jnp.add, sums, of_chunk(*chunk)), None), sums, rest)
+    return sums
+
+
+def chunk_size(rows: int, bytes_per_row: int, memory: int) -> int:
+    """Rows of each of the fewest equal chunks that `memory` holds."""
+    chunks = -(-rows // max(1, min(rows, memory // bytes_per_row)))
+    return -(-rows // chunks)
 
 
 def in_chunks(a: Float[Array, "N ..."], size: int) -> Float[Array, "chunks size ..."]:
@@ -243,13 +255,8 @@ def far_effects(
         chunk = at._replace(states=jnp.swapaxes(states, 0, 1), adjoints=jnp.swapaxes(adjoints, 0, 1))
         return jnp.stack([effect_sum(change, error, weight) for change in far_changes(chunk)])
 
-    (rows, outputs), depth = error.shape, len(at.preactivations)
-    size = max(1, memory // (4 * 8 * outputs * depth**2))
     parts = jnp.swapaxes(at.states, 0, 1), jnp.swapaxes(at.adjoints, 0, 1), error, weight
-    if rows <= size:
-        return of(*parts)
-    chunks = tuple(in_chunks(part, size) for part in parts)
-    return lax.scan(lambda sums, chunk: (sums + of(*chunk), None), jnp.zeros((3, depth, depth)), chunks)[0]
+    return sum_over_rows(of, parts, 4 * 8 * error.shape[1] * len(at.preactivations) ** 2, memory)
 
 
 def first_order_sums(

@@ -120,13 +120,16 @@ def _prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> No
     """
     stack, x, pred = problem
     nowhere = np.zeros((stack.depth, 2), np.int32)
+
+    def shapes(rows: int) -> Iterator[jax.ShapeDtypeStruct]:
+        return (jax.ShapeDtypeStruct((min(rows, len(x)), *a.shape[1:]), a.dtype) for a in (x, pred))
+
     if options.method == "auto":
-        few = problem.first(SEED_ROWS)
-        pool.submit(seeding.portfolio.prepare, stack, nowhere, few.x, few.pred)
+        pool.submit(seeding.portfolio.prepare, stack, nowhere, *shapes(SEED_ROWS))
         start = start_guided(nowhere), x, pred, np.float32(0), np.int32(0)
         pool.submit(guided_rounds.prepare, stack, *start, screen=options.screen_precision, memory=options.memory)
     pool.submit(verify.outputs_and_errors.prepare, stack, nowhere, x, pred, options.memory)
-    pool.submit(verify.first_order_changes.prepare, stack, nowhere, problem.first(verify.SCREENED_ROWS).x)
+    pool.submit(verify.first_order_changes.prepare, stack, nowhere, next(shapes(verify.SCREENED_ROWS)))
 
 
 @dataclass
@@ -388,8 +391,10 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
         return ranked if run.stop() else _bubble(run, few, ranked)
 
     def guided(pairing: Pairing, starts: Sequence[Start]) -> Iterator[Searched]:
+        if deep:
+            return
         promising = [start for start in _repairable(starts) if start.mse < HOPELESS * np.var(np.asarray(few.pred))]
-        for start in [] if deep else promising if len(doubtful(pairing)) == 0 else promising[:1]:
+        for start in promising if len(doubtful(pairing)) == 0 else promising[:1]:
             yield Searched(_guided(run, start.arrangement), start.name, STALLED, pairing)
 
     def searches(pairing: Pairing, pairs: Int[np.ndarray, "L 2"]) -> Iterator[Searched]:
@@ -407,7 +412,9 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
                 yield Searched(starts[0].arrangement, starts[0].name, NOTHING_TO_FIND, pairing)
                 return
             yield Searched(climbed, "ladder", STALLED, pairing)
-        for start in [] if deep else _repairable(starts):
+        if deep:
+            return
+        for start in _repairable(starts):
             yield Searched(exactly(start.arrangement), start.name, STALLED, pairing)
 
     found: list[Searched] = []

@@ -71,7 +71,7 @@ class Program(Generic[R]):
         return compiled(*leaves)
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles for arguments of these shapes."""
+        """Compiles for arguments of these shapes, which may be `jax.ShapeDtypeStruct`s."""
         self._for(args, kwargs)
 
     def _for(self, args: tuple, kwargs: dict) -> tuple[Callable[..., R], list]:

@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dropjax.device import MEMORY
-from dropjax.moves import adjacent_changes, contributions, flips_and_swaps, in_chunks, linearise, mean_over_rows
+from dropjax.moves import adjacent_changes, chunk_size, contributions, flips_and_swaps, in_chunks, linearise, mean_over_rows
 from dropjax.stack import Stack, read_out
 
 RIDGES = (0.1, 0.3, 1.0, 3.0)
@@ -184,7 +184,7 @@ def place_changes(
 
     held = 4 * (depth * hidden + 3 * depth * width * (1 + outputs) + outputs * (depth * len(SPANS) + 4 * block * window))
     rows = len(x)
-    size = -(-rows // -(-rows // max(1, min(rows, memory // held))))
+    size = chunk_size(rows, held, memory)
     changes, errors = lax.map(of_chunk, (in_chunks(x, size), in_chunks(pred, size)))
     return tuple(a.reshape(-1, *a.shape[2:])[:rows] for a in (changes, errors))
 
