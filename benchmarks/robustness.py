@@ -5,6 +5,7 @@ robustness.py [PUZZLE] [--random N] [--time-limit S] [--json FILE]. The signals 
 
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ ENOUGH = 0.9
 
 def starts(random: int) -> Iterator[dict[str, Any]]:
     """Options of each solve that begins with an order of its own."""
-    for name, direction in seeding.SEEDS:
+    for name, direction in product(seeding.PORTFOLIO, seeding.DIRECTIONS):
         yield {"seed_order": name, "direction": direction}
     for seed in range(random):
         yield {"seed_order": "random", "random_seed": seed}

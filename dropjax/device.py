@@ -2,9 +2,15 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import jax
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 MEMORY = 1 << 30
 """Bytes that a kernel's intermediate arrays may take together, unless its caller says otherwise."""
@@ -50,3 +56,18 @@ def scored_together(most: int) -> int:
     A CPU runs one candidate's rows faster than a batch of products; an accelerator needs the batch to be busy.
     """
     return 1 if jax.default_backend() == "cpu" else most
+
+
+CORE_ROWS = 640
+"""Rows of a product that one core runs by itself, out of its own cache: sharing a product between cores costs them time."""
+
+
+def workers() -> int:
+    """How many candidates, or puzzles, should be run at the same time: as many as a CPU has cores."""
+    return (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+
+
+def side_by_side(call: Callable[[A], B], items: Iterable[A]) -> list[B]:
+    """`call` of each item, in threads: `workers` of them at the same time."""
+    with ThreadPoolExecutor(workers()) as pool:
+        return list(pool.map(call, items))

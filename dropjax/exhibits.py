@@ -349,12 +349,9 @@ def _order(report: Report, solved: Solved, _: Solution) -> None:
     places = partial(analysis.places_in, solved=arrangement)
     seeds = {name: seeding.seed_order(name, "ascending", few.stack, pairs, few.x) for name in PAPERS}
 
-    portfolio = seeding.portfolio(few.stack, pairs, few.x, few.pred)
     league = [
-        {"seed": " ".join(name).replace("_", " "), "mse": mse, **analysis.disorder(places(order))._asdict()}
-        for name, order, mse in zip(
-            seeding.SEEDS, np.asarray(portfolio.arrangements), np.asarray(portfolio.mse), strict=True
-        )
+        {"seed": name.replace("_", " "), "mse": mse, **analysis.disorder(places(order))._asdict()}
+        for name, order, mse in seeding.portfolio(few.stack, pairs, few.x, few.pred)
     ]
     report.numbers["league"] = sorted(league, key=lambda row: row["mse"])
 

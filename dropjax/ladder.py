@@ -19,6 +19,7 @@ from dropjax.moves import (
     SWAP,
     insertions,
     moved,
+    nothing,
     pairs_of_positions,
     score_arrangements,
     score_first_order,
@@ -226,8 +227,8 @@ class Ladder:
             for portion in self._portions(best.arrangement):
                 if self.stop():
                     break
-                together = scored_together(self.stack.depth)
-                scores = np.asarray(score_moves(self.stack, best.arrangement, portion, *self.few, together, self.memory))
+                together, (x, pred) = scored_together(self.stack.depth), self.few
+                scores = score_moves(self.stack, best.arrangement, portion, x, pred, together, self.memory)
                 scored += len(portion)
                 tops = [np.asarray(moved(best.arrangement, portion[k])) for k in np.argsort(scores)[:4]]
                 found = min(map(self.judged, tops), key=lambda judged: judged.mse)
@@ -251,5 +252,4 @@ class Ladder:
         predicted = np.concatenate([exchanged[swaps[:, 1], swaps[:, 2]], inserted])
         ordered = np.concatenate([swaps, inserts])[np.argsort(predicted, kind="stable")]
         moves = np.concatenate([pair_swaps, ordered])
-        nothing = np.full((-len(moves) % PORTION, 3), (SWAP, depth - 1, depth - 1), np.int32)
-        yield from np.concatenate([moves, nothing]).reshape(-1, PORTION, 3)
+        yield from np.concatenate([moves, nothing(depth, -len(moves) % PORTION)]).reshape(-1, PORTION, 3)

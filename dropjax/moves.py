@@ -15,8 +15,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dropjax.device import MEMORY
-from dropjax.stack import ACTIVATIONS, Stack, adjoints, advance, product, read_out, residual, trajectory
+from dropjax.device import CORE_ROWS, MEMORY, side_by_side, workers
+from dropjax.programs import program
+from dropjax.stack import ACTIVATIONS, Stack, Trajectory, adjoints, advance, product, read_out, residual, trajectory
 
 T = TypeVar("T")
 
@@ -100,25 +101,45 @@ def in_chunks(a: Float[Array, "N ..."], size: int) -> Float[Array, "chunks size 
     return filled.reshape(chunks, size, *a.shape[1:])
 
 
-@partial(jax.jit, static_argnames=("together", "memory"))
+def nothing(depth: int, times: int) -> Int[np.ndarray, "times 3"]:
+    """Moves that change nothing and cost least to score, to fill up a batch."""
+    return np.full((times, 3), (SWAP, depth - 1, depth - 1), np.int32)
+
+
 def score_moves(
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"] | Int[Array, "L 2"],
+    moves: Int[np.ndarray, "K 3"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    together: int = 1,
+    memory: int = MEMORY,
+) -> Float[np.ndarray, " K"]:
+    """MSE over the given rows after each of K moves.
+
+    `together` candidates share each batched product; moves that are sorted by their first position share most. One at a
+    time, every core has candidates of its own and runs as many rows as its cache holds.
+    """
+    parts = workers() if together == 1 else 1
+    filled = np.concatenate([moves, nothing(stack.depth, -len(moves) % (parts * together))])
+    score = partial(_score_part, stack, arrangement, x=x, pred=pred, together=together, memory=memory)
+    scores = side_by_side(lambda part: np.asarray(score(filled[part::parts])), range(parts))
+    return np.stack(scores, axis=1).reshape(-1)[: len(moves)]
+
+
+@program(static_argnames=("together", "memory"))
+def _score_part(
     stack: Stack,
     arrangement: Int[Array, "L 2"],
     moves: Int[Array, "K 3"],
     x: Float[Array, "N d"],
     pred: Float[Array, "N o"],
-    together: int = 1,
-    memory: int = MEMORY,
+    together: int,
+    memory: int,
 ) -> Float[Array, " K"]:
-    """MSE over the given rows after each of K moves.
-
-    `together` candidates share each batched product; moves that are sorted by their first position share most.
-    """
+    """`score_moves` for K moves that are a multiple of `together`."""
     depth, (hidden, width) = stack.depth, stack.w_in.shape[1:]
-    batches = -(-len(moves) // together)
-    nothing = jnp.array([SWAP, depth - 1, depth - 1], moves.dtype)
-    padded = jnp.concatenate([moves, jnp.tile(nothing, (batches * together - len(moves), 1))])
-    padded = padded.reshape(batches, together, 3)
+    batches = moves.reshape(-1, together, 3)
 
     def of_chunk(x, pred, weight):
         states = trajectory(stack, arrangement, x).states
@@ -128,10 +149,11 @@ def score_moves(
             run = lambda move: squared_error(stack, moved(arrangement, move), start, states[start], pred, weight)  # noqa: E731
             return jax.vmap(run)(batch)
 
-        return lax.map(of_batch, padded).reshape(-1)
+        return lax.map(of_batch, batches).reshape(-1)
 
     bytes_per_row = 4 * ((depth + 1) * width + 2 * together * (width + hidden))
-    return mean_over_rows(of_chunk, x, pred, bytes_per_row, memory)[: len(moves)]
+    held = memory if together > 1 else min(memory, CORE_ROWS * bytes_per_row)
+    return mean_over_rows(of_chunk, x, pred, bytes_per_row, held)
 
 
 @partial(jax.jit, static_argnames=("together", "memory"))
@@ -163,7 +185,11 @@ class Linearised(NamedTuple):
 
 def linearise(stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"]) -> Linearised:
     """One pass forward and one back."""
-    at = trajectory(stack, arrangement, x)
+    return linearised(stack, arrangement, trajectory(stack, arrangement, x))
+
+
+def linearised(stack: Stack, arrangement: Int[Array, "L 2"], at: Trajectory) -> Linearised:
+    """One pass back, after one forward."""
     return Linearised(*at, adjoints(stack, arrangement, at))
 
 
@@ -262,14 +288,13 @@ def far_effects(
 def first_order_sums(
     stack: Stack,
     arrangement: Int[Array, "L 2"],
-    x: Float[Array, "N d"],
+    at: Linearised,
     pred: Float[Array, "N o"],
     weight: Float[Array, " N"],
     far: bool | Array = True,
     memory: int = MEMORY,
 ) -> FirstOrder:
     """`score_first_order` as sums over weighted rows; the moves over any distance only where `far` is true."""
-    at = linearise(stack, arrangement, x)
     error = read_out(stack, at.states[-1]) - pred
     effect = partial(effect_sum, error=error, weight=weight)
     nowhere = jnp.zeros((3, stack.depth, stack.depth))
@@ -287,8 +312,11 @@ def score_first_order(
     """Predicted effects of all exchanges of neighbours, insertions and swaps: mean(2eΔ + Δ²), e = f − pred."""
     depth, (hidden, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
     bytes_per_row = 4 * (depth * hidden + 2 * depth * width * (1 + outputs))
-    sums = partial(first_order_sums, stack, arrangement, memory=memory)
-    return mean_over_rows(sums, x, pred, bytes_per_row, memory)
+
+    def of_chunk(x: Array, pred: Array, weight: Array) -> FirstOrder:
+        return first_order_sums(stack, arrangement, linearise(stack, arrangement, x), pred, weight, memory=memory)
+
+    return mean_over_rows(of_chunk, x, pred, bytes_per_row, memory)
 
 
 def contributions(

@@ -1,6 +1,5 @@
 """The strategies: which stages run, in what order, and what becomes of what they find."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,13 +15,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dropjax import bradley_terry, seeding, verify
-from dropjax.device import MEMORY, PRECISION, describe, scored_together
+from dropjax.device import MEMORY, PRECISION, describe, scored_together, workers
 from dropjax.ladder import Climbed, Ladder
-from dropjax.moves import SWAP, pairs_of_positions, score_moves
+from dropjax.moves import SWAP, nothing, pairs_of_positions, score_moves
 from dropjax.pairing import doubtful, pair
 from dropjax.puzzle import Puzzle
 from dropjax.regression import by_places
 from dropjax.repair import bubble_repair, guided_repair, guided_rounds, start_guided
+from dropjax.seeding import Start
 from dropjax.solution import Outcome, Pairing, Solution, Stage
 from dropjax.stack import Stack
 
@@ -125,7 +125,7 @@ def _prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> No
         return (jax.ShapeDtypeStruct((min(rows, len(x)), *a.shape[1:]), a.dtype) for a in (x, pred))
 
     if options.method == "auto":
-        pool.submit(seeding.portfolio.prepare, stack, nowhere, *shapes(SEED_ROWS))
+        pool.submit(seeding.one_way.prepare, stack, nowhere, *shapes(SEED_ROWS), np.bool_(False))
         start = start_guided(nowhere), x, pred, np.float32(0), np.int32(0)
         pool.submit(guided_rounds.prepare, stack, *start, screen=options.screen_precision, memory=options.memory)
     pool.submit(verify.outputs_and_errors.prepare, stack, nowhere, x, pred, options.memory)
@@ -257,8 +257,7 @@ def solve_many(puzzles: Iterable[Puzzle], options: Options | None = None, **chan
     A CPU runs as many puzzles at once as it has cores: one small puzzle's products do not keep it busy.
     """
     options = _changed(options, changes)
-    workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers()) as pool:
         under_way: deque[Future[Solution]] = deque()
         seen: set[tuple] = set()
         for puzzle in puzzles:
@@ -269,7 +268,7 @@ def solve_many(puzzles: Iterable[Puzzle], options: Options | None = None, **chan
                 seen.add(shape)
                 future.result()
             under_way.append(future)
-            while len(under_way) > 2 * workers or (under_way and under_way[0].done()):
+            while len(under_way) > 2 * workers() or (under_way and under_way[0].done()):
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
@@ -363,8 +362,7 @@ def swap_gaps(
     swaps = pairs_of_positions(depth, SWAP)
     per_call = max(MOVES_PER_CALL, depth)
     # The last call is filled up with swaps of nothing: there is at least one, and it scores the arrangement itself.
-    nothing = np.full((per_call - len(swaps) % per_call, 3), (SWAP, depth - 1, depth - 1), np.int32)
-    moves = np.concatenate([swaps, nothing])
+    moves = np.concatenate([swaps, nothing(depth, per_call - len(swaps) % per_call)])
     scores: list[np.ndarray] = []
     for start in range(0, len(moves), per_call):
         if stop():
@@ -373,7 +371,7 @@ def swap_gaps(
         scored = score_moves(
             problem.stack, arrangement, part, problem.x, problem.pred, together=scored_together(depth), memory=memory
         )
-        scores.append(np.asarray(scored, np.float64))
+        scores.append(scored.astype(np.float64))
     mse = np.concatenate(scores)
     gaps = np.zeros((depth, depth))
     gaps[swaps[:, 1], swaps[:, 2]] = mse[: len(swaps)] - mse[-1]
@@ -383,17 +381,18 @@ def swap_gaps(
 def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
     """Guided repair from the best seed orders; where the pairing is in doubt, the same for the one that separates best; then
     the ladder; then the paper's exact route."""
-    options, few = run.options, run.problem.first(run.options.search_rows)
-    deep = by_places(run.problem.stack.depth)  # single moves go astray, and scoring all of them exactly would never end
+    options, (stack, _, pred) = run.options, run.problem
+    deep = by_places(stack.depth)  # single moves go astray, and scoring all of them exactly would never end
 
     def exactly(arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
+        few = run.problem.first(options.search_rows)
         ranked = _rank(run, few, arrangement)
         return ranked if run.stop() else _bubble(run, few, ranked)
 
     def guided(pairing: Pairing, starts: Sequence[Start]) -> Iterator[Searched]:
         if deep:
             return
-        promising = [start for start in _repairable(starts) if start.mse < HOPELESS * np.var(np.asarray(few.pred))]
+        promising = [start for start in _repairable(starts) if start.mse < HOPELESS * np.var(np.asarray(pred))]
         for start in promising if len(doubtful(pairing)) == 0 else promising[:1]:
             yield Searched(_guided(run, start.arrangement), start.name, STALLED, pairing)
 
@@ -402,7 +401,7 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
         yield from guided(pairing, starts)
         if options.pairing is None and initial is None and len(doubtful(pairing)) > 0:
             with run.stage("pairing"):
-                pairing = pair(run.problem.stack.w_in, run.problem.stack.w_out, options.memory, "auto")
+                pairing = pair(stack.w_in, stack.w_out, options.memory, "auto")
             if (pairing.partner != pairs[:, 1]).any():
                 starts = _starts(run, _pairs(pairing), None)
                 yield from guided(pairing, starts)
@@ -431,13 +430,13 @@ def _pairs(pairing: Pairing) -> Int[np.ndarray, "L 2"]:
     return np.stack([np.arange(len(pairing.partner)), pairing.partner], axis=1).astype(np.int32)
 
 
-def _repairable(starts: Sequence["Start"]) -> Sequence["Start"]:
+def _repairable(starts: Sequence[Start]) -> Sequence[Start]:
     """The best starts and the paper's two."""
     papers = [start for start in starts[FALLBACK_SEEDS:] if start.name in ("delta_norm ascending", "w_out_norm ascending")]
     return [*starts[:FALLBACK_SEEDS], *papers]
 
 
-def _climb(run: Run, pairing: Pairing, starts: Sequence["Start"], attempt: int) -> Int[np.ndarray, "L 2"] | None:
+def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) -> Int[np.ndarray, "L 2"] | None:
     """One attempt of the ladder; None where what it finds does not carry over to rows that it did not look at."""
     stack, x, pred = run.problem
     seed = run.options.random_seed + 1000 * attempt
@@ -469,15 +468,6 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence["Start"], attempt: int) 
     return _guided(run, climbed.arrangement)
 
 
-class Start(NamedTuple):
-    """A named seed order."""
-
-    name: str
-    arrangement: Int[np.ndarray, "L 2"]
-    mse: float = 0.0
-    """Over few rows; 0 where it was asked for by name."""
-
-
 def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> list[Start]:
     """The given start, or all seed orders of the portfolio, the best first."""
     options, few = run.options, run.problem.first(SEED_ROWS)
@@ -489,10 +479,9 @@ def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L
             arrangement = seeding.seed_order(options.seed_order, direction, few.stack, pairs, few.x, options.random_seed)
             return [Start(f"{options.seed_order} {direction}", arrangement)]
         seeds = seeding.portfolio(few.stack, pairs, few.x, few.pred)
-        arrangements, mse = np.asarray(seeds.arrangements), np.asarray(seeds.mse)
-        record |= {"mse": float(mse.min()), "rows": len(few.x), "evaluations": len(mse)}
-    named = [Start(" ".join(name), *rest) for name, *rest in zip(seeding.SEEDS, arrangements, mse, strict=True)]
-    return [named[k] for k in np.argsort(mse, kind="stable")]
+        starts = [seeds[k] for k in np.argsort([seed.mse for seed in seeds])]  # one that overflowed, NaN, comes last
+        record |= {"mse": starts[0].mse, "rows": len(few.x), "evaluations": len(starts)}
+    return starts
 
 
 def _guided(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
@@ -505,9 +494,10 @@ def _guided(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L
                 stack, arrangement, x, pred, tolerance, run.stop, screen=options.screen_precision, memory=options.memory
             )
             arrangement = np.asarray(repaired.arrangement)
-            record |= {"mse": float(repaired.proposals.mse), "rows": repaired.rows(len(x))}
+            mse = float(repaired.proposals.mse)
+            record |= {"mse": mse if np.isfinite(mse) else None, "rows": repaired.rows(len(x))}
             record |= {"evaluations": int(repaired.rounds), "swaps": int(repaired.swaps)}
-        if run.stop() or float(repaired.proposals.mse) > tolerance or run.solved(arrangement):
+        if run.stop() or mse > tolerance or run.solved(arrangement):
             break
     return arrangement
 

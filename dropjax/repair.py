@@ -12,9 +12,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dropjax.device import MEMORY, scored_together
-from dropjax.moves import SWAP, FirstOrder, T, far_move, first_order_sums, in_chunks, moved, squared_error
+from dropjax.moves import SWAP, FirstOrder, far_move, first_order_sums, in_chunks, linearised, moved, squared_error
 from dropjax.programs import program
-from dropjax.stack import Stack, advance
+from dropjax.stack import Stack, Trajectory, advance, read_out, trajectory
 
 
 class _Sweep(NamedTuple):
@@ -213,11 +213,16 @@ def guided_repair(
 
 def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
     """The state before the first round."""
-    depth = len(arrangement)
-    nowhere = np.zeros((depth, depth))
-    nothing = Proposals(*jax.device_put((np.float32(np.inf), nowhere.astype(np.float32), nowhere.astype(np.int32))))
     here, no, zero, one = jax.device_put((arrangement, np.bool_(False), np.int32(0), np.int32(1)))
-    return Guided(here, nothing, cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no)
+    return Guided(
+        here, _no_proposals(len(arrangement)), cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no
+    )
+
+
+def _no_proposals(depth: int) -> Proposals:
+    """Those of an arrangement that is still to be evaluated."""
+    nowhere = np.zeros((depth, depth))
+    return Proposals(*jax.device_put((np.float32(np.inf), nowhere.astype(np.float32), nowhere.astype(np.int32))))
 
 
 @program(static_argnames=("chunk", "screen", "memory"), results=(Proposals, Guided), quick=True)
@@ -242,57 +247,55 @@ def guided_rounds(
     """
     rows, outputs = pred.shape
     xs, preds, weights = (in_chunks(a, chunk) for a in (x, pred, jnp.ones(rows)))
-    chunks = len(xs)
+    chunks, depth = len(xs), stack.depth
 
-    def mean(of_chunk: Callable[..., T], zeros: T, used: Int[Array, ""]) -> T:
-        """Over the predictions in the chunks used, from the sums over each."""
+    def evaluate(arrangement: Int[Array, "L 2"], used: Int[Array, ""]) -> tuple[Float[Array, ""], Trajectory]:
+        """MSE over the chunks used, and the trajectory of the first."""
+        add = lambda c, total: total + squared_error(stack, arrangement, 0, xs[c], preds[c], weights[c])  # noqa: E731
+        first = trajectory(stack, arrangement, xs[0])
+        of_first = jnp.sum(weights[0][:, None] * (read_out(stack, first.states[-1]) - preds[0]) ** 2)
+        return lax.fori_loop(1, used, add, of_first) / values(used), first
 
-        def add(c: Array, sums: T) -> T:
-            return jax.tree.map(jnp.add, sums, of_chunk(xs[c], preds[c], weights[c]))
-
-        values = jnp.minimum(used * chunk, rows) * outputs
-        return jax.tree.map(lambda a: a / values, lax.fori_loop(0, used, add, zeros))
-
-    def evaluate(arrangement: Int[Array, "L 2"], used: Int[Array, ""]) -> Float[Array, ""]:
-        return mean(partial(squared_error, stack, arrangement, 0), jnp.float32(0), used)
-
-    def measure(arrangement: Int[Array, "L 2"], far: Array, used: Int[Array, ""]) -> Proposals:
-        depth = stack.depth
-        zeros = FirstOrder(jnp.float32(0), jnp.zeros(depth - 1), jnp.zeros((3, depth, depth)))
+    def measure(
+        arrangement: Int[Array, "L 2"], mse: Float[Array, ""], first: Trajectory, far: Array, used: Int[Array, ""]
+    ) -> Proposals:
+        """Proposals from what `evaluate` found."""
         screened = replace(stack, precision=screen)
-        scores = mean(partial(first_order_sums, screened, arrangement, far=far, memory=memory), zeros, used)
-        mse = scores.mse if screen == stack.precision else evaluate(arrangement, used)
+
+        def add(c: Int[Array, ""], sums: FirstOrder) -> FirstOrder:
+            states = lax.cond(c == 0, lambda: first, lambda: trajectory(screened, arrangement, xs[c]))
+            at = linearised(screened, arrangement, states)
+            part = first_order_sums(screened, arrangement, at, preds[c], weights[c], far, memory)
+            return jax.tree.map(jnp.add, sums, part)
+
+        zeros = FirstOrder(jnp.float32(0), jnp.zeros(depth - 1), jnp.zeros((3, depth, depth)))
+        _, adjacent, moves = jax.tree.map(lambda a: a / values(used), lax.fori_loop(0, used, add, zeros))
         # Neighbours have the more exact score, and all three moves are the same for them.
         left = jnp.arange(depth - 1)
-        effects = jnp.min(scores.far, axis=0).at[left, left + 1].set(scores.adjacent)
-        return Proposals(mse, -jnp.triu(effects, 1), jnp.argmin(scores.far, axis=0))
+        effects = jnp.min(moves, axis=0).at[left, left + 1].set(adjacent)
+        return Proposals(mse, -jnp.triu(effects, 1), jnp.argmin(moves, axis=0))
+
+    def values(used: Int[Array, ""]) -> Int[Array, ""]:
+        return jnp.minimum(used * chunk, rows) * outputs
 
     def step(at: Guided) -> Guided:
+        # Without proposals, as at the start, the candidate is the arrangement itself: it is accepted, and so measured.
         candidate, proposed = _apply_best(at.arrangement, at.proposals, jnp.asarray(CUTOFFS)[at.cutoff])
-        mse = lax.cond(proposed > 0, evaluate, lambda *_: jnp.float32(jnp.inf), candidate, at.chunks)
-        unmeasured = jnp.isinf(at.proposals.mse)
+        mse, first = evaluate(candidate, at.chunks)
         accepted = mse < at.proposals.mse
-        used_up = ~accepted & ~unmeasured & ((proposed <= 1) | (at.cutoff == len(CUTOFFS) - 1))
+        used_up = ~accepted & ((proposed <= 1) | (at.cutoff == len(CUTOFFS) - 1))
         done = accepted & (mse <= tolerance)
-        finished = done | (used_up & ((at.proposals.mse <= tolerance) | (at.far & (at.chunks == chunks))))
+        finished = done | (used_up & at.far & (at.chunks == chunks))
         more_rows = used_up & at.far & ~finished
-        arrangement = jnp.where(accepted, candidate, at.arrangement)
-        far = jnp.where(accepted | more_rows, False, at.far | used_up)
-        used = jnp.where(more_rows, jnp.minimum(4 * at.chunks, chunks), at.chunks)
-        cutoff = jnp.where(accepted, jnp.maximum(at.cutoff - 1, 0), jnp.where(used_up | unmeasured, 0, at.cutoff + 1))
+        far = jnp.where((accepted & (proposed > 0)) | more_rows, False, at.far | used_up)
+        kept = at.proposals._replace(mse=jnp.where(done, mse, at.proposals.mse))
+        proposals = lax.cond(accepted & ~done, measure, lambda *_: kept, candidate, mse, first, far, at.chunks)
         return Guided(
-            arrangement=arrangement,
-            proposals=lax.cond(
-                ~finished & (unmeasured | accepted | used_up),
-                measure,
-                lambda *_: at.proposals._replace(mse=jnp.where(done, mse, at.proposals.mse)),
-                arrangement,
-                far,
-                used,
-            ),
-            cutoff=cutoff,
+            arrangement=jnp.where(accepted, candidate, at.arrangement),
+            proposals=jax.tree.map(partial(jnp.where, used_up & ~finished), _no_proposals(depth), proposals),
+            cutoff=jnp.where(accepted, jnp.maximum(at.cutoff - 1, 0), jnp.where(used_up, 0, at.cutoff + 1)),
             far=far,
-            chunks=used,
+            chunks=jnp.where(more_rows, jnp.minimum(4 * at.chunks, chunks), at.chunks),
             rounds=at.rounds + 1,
             swaps=at.swaps + jnp.where(accepted, proposed, 0),
             finished=finished,

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from dropjax.device import side_by_side
 from dropjax.moves import score_arrangements
 from dropjax.programs import program
 from dropjax.stack import Stack, pick, preactivation, product, residual
@@ -104,26 +105,51 @@ def greedy_order(
     return order
 
 
-class Portfolio(NamedTuple):
-    """Seed orders with their MSE over the rows they were scored on; rows as `SEEDS` names them."""
+class Start(NamedTuple):
+    """An order to start from."""
+
+    name: str
+    """A seed order and its direction."""
+    arrangement: Int[np.ndarray, "L 2"]
+    mse: float = 0.0
+    """Over few rows; 0 where it is not known."""
+
+
+class OneWay(NamedTuple):
+    """Seed orders in one direction, as `PORTFOLIO` names them, and their MSE over the rows they were scored on."""
 
     arrangements: Int[Array, "K L 2"]
     mse: Float[Array, " K"]
 
 
-SEEDS = tuple((name, direction) for name in (*STATISTICS, "greedy") for direction in DIRECTIONS)
-"""Names and directions of a portfolio's seed orders."""
+PORTFOLIO = (*STATISTICS, "greedy")
+"""The seed orders that are all tried, in both directions."""
 
 
-@program(results=(Portfolio,), quick=True)
-def portfolio(stack: Stack, pairs: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"]) -> Portfolio:
-    """Every seed order both ways, scored as one batch."""
+def portfolio(stack: Stack, pairs: Int[np.ndarray, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"]) -> list[Start]:
+    """Every seed order both ways, each way scored as one batch."""
+    ways = side_by_side(partial(one_way, stack, pairs, x, pred), np.array([False, True]))
+    return [
+        Start(f"{name} {direction}", arrangement, float(mse))
+        for direction, way in zip(DIRECTIONS, ways, strict=True)
+        for name, arrangement, mse in zip(PORTFOLIO, *map(np.asarray, way), strict=True)
+    ]
+
+
+@program(results=(OneWay,), quick=True)
+def one_way(
+    stack: Stack,
+    pairs: Int[Array, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    descending: Bool[Array, ""],
+) -> OneWay:
+    """Every seed order in one direction."""
     statistics = block_statistics(stack, pairs, x)
     ascending = jnp.stack([statistics[name] for name in STATISTICS])
-    both_ways = jnp.stack([ascending, -ascending], axis=1).reshape(-1, len(pairs))
-    greedy = lax.map(partial(greedy_order, stack, pairs, x), jnp.array([False, True]))
-    orders = jnp.concatenate([jnp.argsort(both_ways, axis=1), greedy])
-    return Portfolio(pairs[orders], score_arrangements(stack, pairs[orders], x, pred))
+    sorted_by = jnp.argsort(jnp.where(descending, -ascending, ascending), axis=1)
+    orders = jnp.concatenate([sorted_by, greedy_order(stack, pairs, x, descending)[None]])
+    return OneWay(pairs[orders], score_arrangements(stack, pairs[orders], x, pred))
 
 
 def seed_order(

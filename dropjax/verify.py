@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, Int
 from dropjax.device import MEMORY
 from dropjax.moves import (
     PAIR_SWAP,
-    SWAP,
     adjacent_changes,
     adjacent_swaps,
     linearise,
     moved,
+    nothing,
     pair_swap_changes,
     pairs_of_positions,
     score_moves,
@@ -167,11 +167,10 @@ def near_moves(
         moves = moves[np.asarray(first_order_changes(stack, arrangement, np.asarray(x)[:SCREENED_ROWS])) <= 100 * noise]
     if len(moves) == 0:
         return Near.none()
-    nothing = np.full((-len(moves) % 64, 3), (SWAP, depth - 1, depth - 1), np.int32)
-    padded = np.concatenate([moves, nothing])  # so that few lengths are ever compiled
+    padded = np.concatenate([moves, nothing(depth, -len(moves) % 64)])  # so that few lengths are ever compiled
 
     def mean_square(target: Float[Array, "N o"]) -> Float[np.ndarray, " K"]:
-        return np.asarray(score_moves(stack, arrangement, padded, x, target), np.float64)[: len(moves)]
+        return score_moves(stack, arrangement, padded, x, target)[: len(moves)].astype(np.float64)
 
     # Two runs in float32 differ by √2 times the noise of one.
     tied = np.sqrt(mean_square(passed.outputs)) <= 4 * noise

@@ -67,9 +67,11 @@ def test_random_orders_follow_their_seed():
 def test_portfolio_holds_every_seed_order_and_its_mse():
     stack, pairs, x, pred = drawn((7, 4, 9, 1), 3)
     found = seeding.portfolio(stack, pairs, x, pred)
-    for k, (name, direction) in enumerate(seeding.SEEDS):
-        np.testing.assert_array_equal(found.arrangements[k], seeding.seed_order(name, direction, stack, pairs, x))
-    np.testing.assert_allclose(found.mse, moves.score_arrangements(stack, found.arrangements, x, pred), rtol=1e-4)
+    assert len(found) == 2 * len(seeding.PORTFOLIO) == len({name for name, *_ in found})
+    for name, arrangement, mse in found:
+        seed, direction = name.split(" ")
+        np.testing.assert_array_equal(arrangement, seeding.seed_order(seed, direction, stack, pairs, x))
+        np.testing.assert_allclose(mse, moves.score_arrangements(stack, arrangement[None], x, pred)[0], rtol=1e-4)
 
 
 @pytest.mark.usefixtures("real_folder")
