@@ -86,21 +86,26 @@ def greedy_order(
     """Place next the block whose residual is smallest (or largest) at the state reached so far.
 
     Residuals change slowly from state to state: only the `LOOKED_AT` blocks that were smallest when last looked at are
-    looked at again, which costs L·(1 + `LOOKED_AT`) block evaluations.
+    looked at again: L·(1 + `LOOKED_AT`) block evaluations.
     """
     depth, sign = len(pairs), jnp.where(descending, -1, 1)
 
-    def size(k: Int[Array, ""], state: Float[Array, "N d"]) -> Float[Array, ""]:
-        return sign * jnp.mean(jnp.linalg.norm(residual(stack, pick(pairs, k), state), axis=1))
+    def residuals(blocks: Int[Array, " K"], state: Float[Array, "N d"]) -> Float[Array, "K N d"]:
+        return lax.map(lambda k: residual(stack, pick(pairs, k), state), blocks)
+
+    def sizes(residuals: Float[Array, "K N d"]) -> Float[Array, " K"]:
+        return sign * jnp.mean(jnp.linalg.norm(residuals, axis=2), axis=1)
 
     def place(at: _Greedy, _: object) -> tuple[_Greedy, Int[Array, ""]]:
         _, nearest = lax.top_k(-at.norms, min(LOOKED_AT, depth))
-        again = lax.map(lambda k: jnp.where(at.norms[k] < jnp.inf, size(k, at.state), jnp.inf), nearest)
-        best = nearest[jnp.argmin(again)]
+        there = residuals(nearest, at.state)
+        again = jnp.where(at.norms[nearest] < jnp.inf, sizes(there), jnp.inf)
+        first = jnp.argmin(again)
+        best = nearest[first]
         norms = at.norms.at[nearest].set(again).at[best].set(jnp.inf)
-        return _Greedy(norms, at.state + residual(stack, pick(pairs, best), at.state)), best
+        return _Greedy(norms, at.state + pick(there, first)), best
 
-    start = _Greedy(lax.map(lambda k: size(k, x), jnp.arange(depth)), x)
+    start = _Greedy(sizes(residuals(jnp.arange(depth), x)), x)
     _, order = lax.scan(place, start, length=depth)
     return order
 
