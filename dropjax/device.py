@@ -68,6 +68,6 @@ def workers() -> int:
 
 
 def side_by_side(call: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """`call` of each item, in threads: `workers` of them at the same time."""
+    """`call` of each item, its arrays computed, in threads: `workers` of them at the same time."""
     with ThreadPoolExecutor(workers()) as pool:
-        return list(pool.map(call, items))
+        return list(pool.map(lambda item: jax.block_until_ready(call(item)), items))

@@ -123,7 +123,7 @@ def score_moves(
     parts = workers() if together == 1 else 1
     filled = np.concatenate([moves, nothing(stack.depth, -len(moves) % (parts * together))])
     score = partial(_score_part, stack, arrangement, x=x, pred=pred, together=together, memory=memory)
-    scores = side_by_side(lambda part: np.asarray(score(filled[part::parts])), range(parts))
+    scores = side_by_side(lambda part: score(filled[part::parts]), range(parts))
     return np.stack(scores, axis=1).reshape(-1)[: len(moves)]
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": lambda z: jnp.maximum(z, 0),
+    "relu": jax.nn.relu,
     "gelu": lambda z: jax.nn.gelu(z, approximate=False),
     "gelu_tanh": lambda z: jax.nn.gelu(z, approximate=True),
     "silu": jax.nn.silu,
