@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from dropjax.moves import Linearised, adjacent_changes, effect_sum, far_changes, far_move, moved
 from dropjax.stack import Stack, Trajectory, adjoints, read_out, trajectory
@@ -37,7 +37,8 @@ class Annealed(NamedTuple):
     rounds: Int[Array, ""]
     moves: Int[Array, ""]
     """Moves accepted."""
-    key: Key[Array, ""]
+    key: UInt32[Array, " k"]
+    """Of the random numbers, as data."""
 
 
 def start_annealing(arrangement: Int[np.ndarray, "L 2"], seed: int) -> Annealed:
@@ -46,7 +47,7 @@ def start_annealing(arrangement: Int[np.ndarray, "L 2"], seed: int) -> Annealed:
     here, infinite, nowhere, zero = jax.device_put(
         (arrangement, np.float32(np.inf), np.zeros((3, depth, depth), np.float32), np.int32(0))
     )
-    return Annealed(here, infinite, here, infinite, nowhere, zero, zero, zero, jax.random.key(seed))
+    return Annealed(here, infinite, here, infinite, nowhere, zero, zero, zero, jax.random.key_data(jax.random.key(seed)))
 
 
 def from_here(at: Annealed, arrangement: Int[np.ndarray, "L 2"]) -> Annealed:
@@ -80,7 +81,7 @@ def anneal_rounds(
         return far.at[:, left, left + 1].set(near)
 
     def step(at: Annealed) -> Annealed:
-        key, drawing, testing = jax.random.split(at.key, 3)
+        key, drawing, testing = jax.random.split(jax.random.wrap_key_data(at.key), 3)
         temperature = hot * (cold / hot) ** (at.rounds / schedule)
         candidate, applied, allowed = _apply_drawn(at, temperature, drawing)
         through = trajectory(stack, candidate, x)
@@ -102,7 +103,7 @@ def anneal_rounds(
             ),
             rounds=at.rounds + 1,
             moves=at.moves + jnp.where(accepted, applied, 0),
-            key=key,
+            key=jax.random.key_data(key),
         )
 
     last = jnp.minimum(start.rounds + most, schedule)

@@ -6,6 +6,7 @@ the best one made, and so on until none helps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from dropjax.anneal import anneal_rounds, from_here, start_annealing
 from dropjax.device import MEMORY, scored_together
+from dropjax.journal import Keep, keep_nothing
 from dropjax.moves import (
     PAIR_SWAP,
     SWAP,
@@ -57,7 +59,7 @@ TRIED = 4
 """Proposed orders or pairings that are judged on many rows."""
 PORTION = 512
 """Moves that are scored exactly before the best of them is made, if it helps."""
-PART = 50
+PART = 20
 """Rounds between two looks at the clock."""
 
 
@@ -84,8 +86,9 @@ class Ladder:
         stop: Callable[[], object],
         seed: int,
         memory: int = MEMORY,
+        keep: Keep = keep_nothing,
     ) -> None:
-        self.stack, self.stop, self.seed, self.memory = stack, stop, seed, memory
+        self.stack, self.stop, self.seed, self.memory, self.keep = stack, stop, seed, memory, keep
         fitted = regression_rows(stack.depth, stack.w_last.shape[0])
         self.fewest, self.few, self.fitted, self.many = (
             jax.device_put((np.asarray(x)[:rows], np.asarray(pred)[:rows]))
@@ -101,7 +104,7 @@ class Ladder:
     def judged(self, arrangement: Int[np.ndarray, "L 2"], rounds: int = 0, moves: int = 0) -> Climbed:
         """The arrangement with its MSE over many rows."""
         mse = score_arrangements(self.stack, arrangement[None], *self.many, memory=self.memory)
-        return Climbed(arrangement, float(mse[0]), rounds, moves)
+        return Climbed(arrangement, float(mse[0]) if np.isfinite(mse[0]) else np.inf, rounds, moves)
 
     def annealed(
         self,
@@ -110,16 +113,16 @@ class Ladder:
         hot: float,
         cold: float,
         rounds: int,
+        seed: int,
     ) -> Climbed:
         """The best order of one annealing on some rows; on the way, pairs by least squares are taken where they help."""
-        self.seed += 1
-        at = start_annealing(start, self.seed)
+        at = start_annealing(start, seed)
         schedule = np.float32(hot), np.float32(cold), np.int32(rounds), np.int32(PART)
         while int(at.rounds) < rounds and float(at.best_mse) > self.exact and not self.stop():
-            at = anneal_rounds(self.stack, at, *rows, *schedule)
+            at = self.keep(partial(anneal_rounds, self.stack, at, *rows, *schedule), at)
             if float(at.mse) < ROUGH * self.variance and int(at.rounds) % EVERY == 0:
                 here = self.judged(np.asarray(at.arrangement))
-                better = self.likeliest_pairs(here)
+                better = self.keep(partial(self.likeliest_pairs, here), here)
                 if better.mse < here.mse:
                     at = from_here(at, better.arrangement)
         return self.judged(np.asarray(at.best), int(at.rounds), int(at.moves))
@@ -138,14 +141,19 @@ class Ladder:
         seen = {start.arrangement.tobytes()}
         rounds = waited = 0
         rows = self.fewest if by_places(self.stack.depth) else self.few
-        while best.mse > self.exact and waited < PATIENCE and not self.stop():
+
+        def another() -> Climbed:
+            """The best of the orders proposed that are new; `at` where none is."""
             proposed = orders(self.stack, at.arrangement, *self.fitted, memory=self.memory)
             scores = np.asarray(score_arrangements(self.stack, proposed, *rows, memory=self.memory))
             ranked = [proposed[k] for k in np.argsort(scores, kind="stable")]
             new = [order for order in ranked if order.tobytes() not in seen][:TRIED]
-            if not new:
+            return min(map(self.judged, new), key=lambda of: of.mse, default=at)
+
+        while best.mse > self.exact and waited < PATIENCE and not self.stop():
+            at = self.keep(another, start)
+            if at.arrangement.tobytes() in seen:
                 break
-            at = min(map(self.judged, new), key=lambda of: of.mse)
             seen.add(at.arrangement.tobytes())
             rounds += 1
             waited = 0 if at.mse < best.mse else waited + 1
@@ -160,7 +168,7 @@ class Ladder:
             rounds += best.rounds
             if best.mse > ROUGH * self.variance or best.mse <= self.exact or self.stop():
                 break
-            better = self.likeliest_pairs(best)
+            better = self.keep(partial(self.likeliest_pairs, best), best)
             if better.mse >= best.mse:
                 break
             best = better
@@ -172,7 +180,8 @@ class Ladder:
         for start in starts:
             if best.mse <= self.exact or self.stop():
                 break
-            found = self.settled(self.judged(start))
+            judged = self.judged(start)
+            found = self.keep(partial(self.settled, judged), judged)
             best, rounds = min(best, found, key=lambda of: of.mse), rounds + found.rounds
         return best._replace(rounds=rounds)
 
@@ -180,8 +189,13 @@ class Ladder:
         """Annealed on few rows, then on more until it is cold, and put in order by least squares from there."""
         hot = min(HOT * self.variance, best.mse / WARM)
         few, more = COOLING
-        formed = self.annealed(self.fewest, best.arrangement, hot, hot / few, ROUNDS[0])
-        finished = self.annealed(self.few, formed.arrangement, hot / few, hot / few / more, ROUNDS[1])
+
+        def annealed(rows: tuple[Array, Array], start: Climbed, hot: float, cold: float, stage: int) -> Climbed:
+            seed = self.seed + 1 + stage
+            return self.keep(partial(self.annealed, rows, start.arrangement, hot, cold, ROUNDS[stage], seed), start)
+
+        formed = annealed(self.fewest, best, hot, hot / few, 0)
+        finished = annealed(self.few, formed, hot / few, hot / few / more, 1)
         settled = self.settled(finished)
         rounds = formed.rounds + finished.rounds + settled.rounds
         return min(best, settled, key=lambda of: of.mse)._replace(rounds=rounds, moves=formed.moves + finished.moves)
@@ -206,7 +220,8 @@ class Ladder:
             better = None
             for pairing in [new for new in self.proposed(best.arrangement) if new.tobytes() not in tried][:TRIED]:
                 tried.add(pairing.tobytes())
-                found = self.settled(self.judged(pairing))
+                judged = self.judged(pairing)
+                found = self.keep(partial(self.settled, judged), judged)
                 rounds += found.rounds
                 if found.mse < best.mse:
                     better = found
@@ -222,16 +237,20 @@ class Ladder:
         The best of the first `PORTION` with an improvement is made, as long as there is one among them all.
         """
         scored = made = 0
+        together, (x, pred) = scored_together(self.stack.depth), self.few
+
+        def best_of(portion: Int[np.ndarray, "P 3"]) -> Climbed:
+            scores = score_moves(self.stack, best.arrangement, portion, x, pred, together, self.memory)
+            tops = [np.asarray(moved(best.arrangement, portion[k])) for k in np.argsort(scores)[:4]]
+            return min(map(self.judged, tops), key=lambda judged: judged.mse)
+
         while best.mse > self.exact:
             better = None
             for portion in self._portions(best.arrangement):
                 if self.stop():
                     break
-                together, (x, pred) = scored_together(self.stack.depth), self.few
-                scores = score_moves(self.stack, best.arrangement, portion, x, pred, together, self.memory)
+                found = self.keep(partial(best_of, portion), best)
                 scored += len(portion)
-                tops = [np.asarray(moved(best.arrangement, portion[k])) for k in np.argsort(scores)[:4]]
-                found = min(map(self.judged, tops), key=lambda judged: judged.mse)
                 if found.mse < best.mse:
                     better = found
                     break

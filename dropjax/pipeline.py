@@ -1,5 +1,7 @@
 """The strategies: which stages run, in what order, and what becomes of what they find."""
 
+import hashlib
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -7,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, NamedTuple
+from importlib.metadata import version
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.monitoring
@@ -16,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from dropjax import bradley_terry, seeding, verify
 from dropjax.device import MEMORY, PRECISION, describe, scored_together, workers
+from dropjax.journal import Journal, Keep, keep_nothing
 from dropjax.ladder import Climbed, Ladder
 from dropjax.moves import SWAP, nothing, pairs_of_positions, score_moves
 from dropjax.pairing import doubtful, pair
@@ -25,6 +29,8 @@ from dropjax.repair import bubble_repair, guided_repair, guided_rounds, start_gu
 from dropjax.seeding import Start
 from dropjax.solution import Outcome, Pairing, Solution, Stage
 from dropjax.stack import Stack
+
+T = TypeVar("T")
 
 SEED_ROWS = 64
 """Rows on which `auto` scores its portfolio of seed orders: enough to tell good from bad."""
@@ -141,6 +147,7 @@ class Run:
     pred_noise: float | None
     progress: Progress
     interrupted: Callable[[], bool]
+    journal: Journal | None
     started: float
     stages: list[Stage] = field(default_factory=list)
     passes: dict[bytes, verify.Pass] = field(default_factory=dict)
@@ -153,6 +160,10 @@ class Run:
         if limit is not None and time.perf_counter() - self.started > limit:
             return "time limit"
         return None
+
+    def keep(self, function: Callable[[], T], like: T) -> T:
+        """What `function()` gives, from the journal where there is one that has it."""
+        return function() if self.journal is None else self.journal.call(function, like, self.stop)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict]:
@@ -169,7 +180,8 @@ class Run:
         key = np.asarray(arrangement).tobytes()
         if key not in self.passes:
             stack, x, pred = self.problem
-            self.passes[key] = verify.full_pass(stack, arrangement, x, pred, self.options.memory)
+            passed = verify.full_pass(stack, arrangement, x, pred, self.options.memory)
+            self.passes[key] = passed if np.isfinite(passed.mse) else passed._replace(mse=np.inf)
         return self.passes[key]
 
     def solved(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
@@ -197,13 +209,15 @@ def solve(
     *,
     progress: Progress | None = None,
     interrupted: Callable[[], bool] = lambda: False,
+    journal: Journal | None = None,
     **changes,
 ) -> Solution:
     """Find the arrangement of the pieces that reproduces `puzzle.pred`, and verify it on every row.
 
     Options are given as an `Options`, or one by one by name: `solve(puzzle, method="paper")`. `interrupted` is asked between
-    dispatches; where it turns true, the best so far is verified and returned. Raises ValueError for options that make no
-    sense together, `InputError` for an initial order that is not of these pieces.
+    dispatches; where it turns true, the best so far is verified and returned. What a `journal` holds is not searched again;
+    its `identity` has to be that of this puzzle and these options. Raises ValueError for options that make no sense
+    together, `InputError` for an initial order that is not of these pieces.
     """
     options = _changed(options, changes)
     started = time.perf_counter()
@@ -211,12 +225,14 @@ def solve(
         problem = Problem(puzzle.stack(options.activation), *jax.device_put((puzzle.x, puzzle.pred)))
         pred_noise = verify.noise_of_pred(puzzle.pred, options.pred_decimals, options.pred_noise)
         _prepare(problem, options, pool)
-        run = Run(problem, options, pred_noise, progress or Progress(), interrupted, started)
+        run = Run(problem, options, pred_noise, progress or Progress(), interrupted, journal, started)
         with run.stage("pairing"):
             pairing = pair(problem.stack.w_in, problem.stack.w_out, options.memory, options.pairing or "ddr")
         initial = None if options.initial_order is None else puzzle.arrangement(options.initial_order)
         pairs = _pairs(pairing) if initial is None else initial[np.argsort(initial[:, 0])].astype(np.int32)
         searched = {"auto": _auto, "paper": _paper}[options.method](run, pairing, pairs, initial)
+        if journal is not None:
+            journal.write()
         search_ended = time.perf_counter()
         with run.stage("verify") as record:
             verdict = _verify(run, puzzle, searched.arrangement)
@@ -249,6 +265,23 @@ def solve(
         input_sha256=puzzle.hashes,
         replay=verdict.replay,
     )
+
+
+def identity(puzzle: Puzzle, options: Options) -> dict[str, str]:
+    """What a search's results depend on, for its journal."""
+    arrays = hashlib.sha256()
+    for numbers in (puzzle.in_numbers, puzzle.out_numbers, puzzle.last_number):
+        arrays.update(np.asarray(numbers, np.int64).tobytes())
+    for array in (puzzle.w_in, puzzle.b_in, puzzle.w_out, puzzle.b_out, puzzle.w_last, puzzle.b_last, puzzle.x, puzzle.pred):
+        arrays.update(f"{array.shape}".encode() + array.tobytes())
+    searching = {name: value for name, value in vars(options).items() if name not in ("time_limit", "verify")}
+    versions = {name: version(name) for name in ("dropjax", "jax", "jaxlib")}
+    return {
+        "puzzle": arrays.hexdigest(),
+        "device": describe(),
+        **{name: json.dumps(value) for name, value in searching.items()},
+        **versions,
+    }
 
 
 def solve_many(puzzles: Iterable[Puzzle], options: Options | None = None, **changes) -> Iterator[Solution]:
@@ -336,7 +369,7 @@ def _paper(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: I
 def _rank(run: Run, few: Problem, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
     """The blocks by their Bradley–Terry strengths over all swaps of `arrangement` (paper, Section 4.3)."""
     with run.stage("bradley-terry") as record:
-        gaps = swap_gaps(few, arrangement, run.options.memory, run.stop)
+        gaps = swap_gaps(few, arrangement, run.options.memory, run.stop, run.keep)
         if gaps is not None:
             wins = bradley_terry.log_soft_wins(gaps, run.options.temperature)
             arrangement = arrangement[bradley_terry.order(bradley_terry.fit(wins, run.options.bt_solver))]
@@ -348,14 +381,18 @@ def _rank(run: Run, few: Problem, arrangement: Int[np.ndarray, "L 2"]) -> Int[np
 def _bubble(run: Run, few: Problem, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
     """The paper's repair (Section 4.4), decided on the search rows."""
     with run.stage("bubble repair") as record:
-        repaired = bubble_repair(few.stack, arrangement, few.x, few.pred, run.stop)
+        repaired = bubble_repair(few.stack, arrangement, few.x, few.pred, run.stop, run.keep)
         record |= run.on_all_rows(repaired.arrangement)
         record |= {"evaluations": repaired.evaluations, "swaps": repaired.swaps}
     return repaired.arrangement
 
 
 def swap_gaps(
-    problem: Problem, arrangement: Int[np.ndarray, "L 2"], memory: int = MEMORY, stop: Callable[[], object] = lambda: None
+    problem: Problem,
+    arrangement: Int[np.ndarray, "L 2"],
+    memory: int = MEMORY,
+    stop: Callable[[], object] = lambda: None,
+    keep: Keep = keep_nothing,
 ) -> Float[np.ndarray, "L L"] | None:
     """g_AB of every two positions, antisymmetric: what their swap adds to the MSE (paper, Eq. 7); None where stopped."""
     depth = len(arrangement)
@@ -368,11 +405,9 @@ def swap_gaps(
         if stop():
             return None
         part = moves[start : start + per_call]
-        scored = score_moves(
-            problem.stack, arrangement, part, problem.x, problem.pred, together=scored_together(depth), memory=memory
-        )
-        scores.append(scored.astype(np.float64))
-    mse = np.concatenate(scores)
+        score = partial(score_moves, problem.stack, arrangement, part, problem.x, problem.pred)
+        scores.append(keep(partial(score, scored_together(depth), memory), np.zeros(per_call, np.float32)))
+    mse = np.concatenate(scores, dtype=np.float64)
     gaps = np.zeros((depth, depth))
     gaps[swaps[:, 1], swaps[:, 2]] = mse[: len(swaps)] - mse[-1]
     return gaps - gaps.T
@@ -440,7 +475,7 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) ->
     """One attempt of the ladder; None where what it finds does not carry over to rows that it did not look at."""
     stack, x, pred = run.problem
     seed = run.options.random_seed + 1000 * attempt
-    ladder = Ladder(stack, np.asarray(x), np.asarray(pred), pairing, run.stop, seed, run.options.memory)
+    ladder = Ladder(stack, np.asarray(x), np.asarray(pred), pairing, run.stop, seed, run.options.memory, run.keep)
     rng = np.random.default_rng(seed)
     seeds = [start.arrangement for start in starts[:FALLBACK_SEEDS]] if attempt == 0 else []
     randoms = [starts[0].arrangement[rng.permutation(stack.depth)] for _ in range(RANDOM_STARTS)]
@@ -464,7 +499,7 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) ->
     for name, climbing in rungs[:1] if by_places(stack.depth) else rungs:
         if run.stop() or run.solved(climbed.arrangement):
             return climbed.arrangement
-        climbed = rung(name, partial(climbing, climbed))
+        climbed = rung(name, partial(run.keep, partial(climbing, climbed), climbed))
     return _guided(run, climbed.arrangement)
 
 
@@ -490,9 +525,8 @@ def _guided(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L
     exact = verify.EXACT**2 * float(np.mean(np.square(np.asarray(pred), dtype=np.float64)))
     for tolerance in (0.0,) if run.pred_noise is not None else (exact, 0.0):
         with run.stage("guided repair") as record:
-            repaired = guided_repair(
-                stack, arrangement, x, pred, tolerance, run.stop, screen=options.screen_precision, memory=options.memory
-            )
+            screen, memory = options.screen_precision, options.memory
+            repaired = guided_repair(stack, arrangement, x, pred, tolerance, run.stop, run.keep, screen, memory)
             arrangement = np.asarray(repaired.arrangement)
             mse = float(repaired.proposals.mse)
             record |= {"mse": mse if np.isfinite(mse) else None, "rows": repaired.rows(len(x))}

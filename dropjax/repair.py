@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dropjax.device import MEMORY, scored_together
+from dropjax.journal import Keep, keep_nothing
 from dropjax.moves import SWAP, FirstOrder, far_move, first_order_sums, in_chunks, linearised, moved, squared_error
 from dropjax.programs import program
 from dropjax.stack import Stack, Trajectory, advance, read_out, trajectory
@@ -134,13 +135,15 @@ def bubble_repair(
     x: Float[Array, "N d"],
     pred: Float[Array, "N o"],
     stop: Callable[[], object] = lambda: None,
-    most: int = 8,
+    keep: Keep = keep_nothing,
+    most: int = 2,
 ) -> Repaired:
     """Bubble repair until a round keeps no swap (paper, Section 4.4), or until `stop()`, asked every `most` rounds."""
     history: list[tuple[int, np.ndarray]] = []
     evaluations = 0
     while not stop():
-        part = bubble_rounds(stack, arrangement, x, pred, most, scored_together(stack.depth - 1))
+        rounds = partial(bubble_rounds, stack, arrangement, x, pred, most, scored_together(stack.depth - 1))
+        part = keep(rounds, jax.eval_shape(rounds))
         swaps, arrangements = np.asarray(part.swaps), np.asarray(part.arrangements)
         arrangement = np.asarray(part.arrangement)
         history += [(int(swaps[k]), arrangements[k]) for k in range(int(part.rounds))]
@@ -154,6 +157,9 @@ def bubble_repair(
 
 CHUNK = 256
 """Rows that guided repair begins with, and takes at a time."""
+
+PART = 16 * CHUNK
+"""Rows, times rounds, that guided repair goes through before it is asked whether to stop."""
 
 CUTOFFS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Fractions of the best predicted fall that a proposal must reach, from all proposals to the best alone."""
@@ -198,16 +204,17 @@ def guided_repair(
     x: Float[Array, "N d"],
     pred: Float[Array, "N o"],
     tolerance: float,
-    stop: Callable[[], object] | None = None,
-    most: int = 16,
+    stop: Callable[[], object] = lambda: None,
+    keep: Keep = keep_nothing,
     screen: str = "highest",
     memory: int = MEMORY,
 ) -> Guided:
-    """Guided repair until it is finished; where `stop` is given, it is asked every `most` rounds."""
+    """Guided repair until it is finished, or until `stop()`, which is asked every `PART`."""
     at = start_guided(arrangement)
-    limit = np.int32(np.iinfo(np.int32).max // 2 if stop is None else most)
-    while not (at.finished or (stop is not None and stop())):
-        at = guided_rounds(stack, at, x, pred, np.float32(tolerance), limit, screen=screen, memory=memory)
+    while not (at.finished or stop()):
+        most = np.int32(max(1, PART // at.rows(len(x))))
+        rounds = partial(guided_rounds, stack, at, x, pred, np.float32(tolerance), most, screen=screen, memory=memory)
+        at = keep(rounds, at)
     return at
 
 

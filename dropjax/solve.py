@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from dropjax import bradley_terry, console, device, files, pipeline, seeding
+from dropjax.journal import Journal
 from dropjax.pairing import CHOICES
 from dropjax.puzzle import Puzzle
 from dropjax.solution import Solution
@@ -80,6 +81,8 @@ def parser() -> console.Parser:
     search.add_argument("--pred-decimals", type=int, choices=range(8), help="decimals that pred is rounded to")
     search.add_argument("--pred-noise", type=positive(float), metavar="SIGMA", help="standard deviation of noise in pred")
     search.add_argument("--time-limit", type=positive(float), metavar="SECONDS")
+    search.add_argument("--checkpoint", type=Path, metavar="FILE", help="where the search keeps what it has found so far")
+    search.add_argument("--resume", action="store_true", help="go on with what --checkpoint holds, to the same answer")
     search.add_argument("--random-seed", type=int, default=defaults.random_seed)
     search.add_argument("--roles", type=Path, metavar="FILE", help="JSON: piece number → in, out or last, where h = d")
     check = p.add_argument_group("verification")
@@ -147,7 +150,11 @@ def solve_one(args: argparse.Namespace, given: dict, start: float) -> int:
         loaded = time.perf_counter()
         if not args.quiet:
             print(describe_puzzle(puzzle, name), flush=True)
-        solution = pipeline.solve(puzzle, progress=console.progress(args.quiet), interrupted=interrupted, **given)
+        options, journal = pipeline.Options(**given), None
+        if args.checkpoint is not None:
+            journal = Journal(args.checkpoint, pipeline.identity(puzzle, options), args.resume)
+        progress = console.progress(args.quiet)
+        solution = pipeline.solve(puzzle, options, progress=progress, interrupted=interrupted, journal=journal)
         seconds = {"load": loaded - start, **solution.seconds, "total": time.perf_counter() - start}
         solution = replace(solution, seconds=seconds)
         if args.out is not None:
@@ -181,12 +188,14 @@ def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     if len(args.puzzles) > 1:
-        for option in ("expect_sha256", "initial_order", "json"):
+        for option in ("checkpoint", "expect_sha256", "initial_order", "json"):
             if getattr(args, option) is not None:
                 p.error(f"--{option.replace('_', '-')} goes with one PUZZLE, got {len(args.puzzles)}")
         if len({path.stem for path in args.puzzles}) < len(args.puzzles) and args.out is not None:
             p.error("--out: expected PUZZLEs of different names, got the same name twice")
-    for path, folder in ((args.out, True), (args.json, False)):
+    if args.resume and args.checkpoint is None:
+        p.error("--resume goes with --checkpoint FILE, got none")
+    for path, folder in ((args.out, True), (args.json, False), (args.checkpoint, False)):
         if path is not None:
             files.ensure_writable(path, folder=folder)
     device.configure(args.platform, cache=not args.no_cache)

@@ -132,10 +132,14 @@ def test_guided_repair_takes_more_rows_until_it_is_exact_on_all():
         np.testing.assert_array_equal(result.arrangement, right)
 
 
-def test_guided_repair_in_parts_is_the_same_as_at_once():
+def test_guided_repair_in_parts_is_the_same_as_at_once(monkeypatch):
     stack, start, _, x, pred = planted(2, rows=300)
     whole = repair.guided_repair(stack, start, x, pred, tolerance=1e-10)
-    parts = repair.guided_repair(stack, start, x, pred, tolerance=1e-10, stop=lambda: False, most=1)
+    monkeypatch.setattr(repair, "PART", 1)
+    calls = []
+    keep = lambda function, like: (calls.append(like), function())[1]  # noqa: E731
+    parts = repair.guided_repair(stack, start, x, pred, tolerance=1e-10, keep=keep)
+    assert len(calls) == int(parts.rounds)
     np.testing.assert_array_equal(whole.arrangement, parts.arrangement)
     assert int(whole.rounds) == int(parts.rounds)
 

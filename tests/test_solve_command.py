@@ -140,7 +140,31 @@ def test_importing_dropjax_brings_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_interruption_leaves_the_best_so_far(tmp_path):
+def test_a_search_out_of_time_goes_on_from_its_checkpoint(solve, planted, converted, tmp_path):
+    kept = tmp_path / "kept"
+    args = (converted, "--method", "paper", "--seed-order", "random", "--checkpoint", kept)
+    code, out, _ = solve(*args, "--time-limit", "0.000001")
+    assert code == 1
+    assert "NOT SOLVED (time limit)" in out
+    before = kept.read_bytes()
+    code, out, err = solve(*args)
+    assert (code, out) == (2, "") or "expected no file, or --resume" in err
+    assert kept.read_bytes() == before
+    code, _, err = solve(*args, "--resume", "--temperature", "0.5")
+    assert code == 2
+    assert "kept: temperature: expected 0.5, got 0.001" in err
+    code, out, _ = solve(*args, "--resume")
+    assert code == 0
+    assert kept.read_bytes() != before
+    code, again, _ = solve(*args, "--resume", "--quiet")
+    assert (code, again.strip()) == (0, ",".join(map(str, planted[1])))
+    code, _, err = solve(converted, "--resume")
+    assert code == 2
+    assert "--resume goes with --checkpoint" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_leaves_the_best_so_far(tmp_path, number):
     puzzle, _ = builders.random_puzzle(np.random.default_rng(1), L=24, d=32, h=48, rows=4000)
     files.write_converted(puzzle, tmp_path / "slow.safetensors")
     args = [tmp_path / "slow.safetensors", "--method", "paper", "--search-rows", "4000", "--out", tmp_path / "result"]
@@ -154,7 +178,7 @@ def test_interruption_leaves_the_best_so_far(tmp_path):
     while "seed order" not in (line := process.stdout.readline()):
         assert line, "ended before it could be interrupted"
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (1, "")
     assert "NOT SOLVED (interrupted)" in out
