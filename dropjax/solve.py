@@ -148,11 +148,11 @@ def solve_one(args: argparse.Namespace, given: dict, start: float) -> int:
         else:
             puzzle, name = files.example(), "the example"
         loaded = time.perf_counter()
-        if not args.quiet:
-            print(describe_puzzle(puzzle, name), flush=True)
         options, journal = pipeline.Options(**given), None
         if args.checkpoint is not None:
             journal = Journal(args.checkpoint, pipeline.identity(puzzle, options), args.resume)
+        if not args.quiet:
+            print(describe_puzzle(puzzle, name), flush=True)
         progress = console.progress(args.quiet)
         solution = pipeline.solve(puzzle, options, progress=progress, interrupted=interrupted, journal=journal)
         seconds = {"load": loaded - start, **solution.seconds, "total": time.perf_counter() - start}
