@@ -106,6 +106,10 @@ class Ladder:
         mse = score_arrangements(self.stack, arrangement[None], *self.many, memory=self.memory)
         return Climbed(arrangement, float(mse[0]) if np.isfinite(mse[0]) else np.inf, rounds, moves)
 
+    def unfinished(self, at: Climbed) -> bool:
+        """Whether something is left to find, and the outputs are numbers to find it by."""
+        return self.exact < at.mse < np.inf
+
     def annealed(
         self,
         rows: tuple[Array, Array],
@@ -150,7 +154,7 @@ class Ladder:
             new = [order for order in ranked if order.tobytes() not in seen][:TRIED]
             return min(map(self.judged, new), key=lambda of: of.mse, default=at)
 
-        while best.mse > self.exact and waited < PATIENCE and not self.stop():
+        while self.unfinished(best) and waited < PATIENCE and not self.stop():
             at = self.keep(another, start)
             if at.arrangement.tobytes() in seen:
                 break
@@ -187,6 +191,8 @@ class Ladder:
 
     def warmed(self, best: Climbed) -> Climbed:
         """Annealed on few rows, then on more until it is cold, and put in order by least squares from there."""
+        if not self.unfinished(best):
+            return best._replace(rounds=0)
         hot = min(HOT * self.variance, best.mse / WARM)
         few, more = COOLING
 
@@ -200,23 +206,30 @@ class Ladder:
         rounds = formed.rounds + finished.rounds + settled.rounds
         return min(best, settled, key=lambda of: of.mse)._replace(rounds=rounds, moves=formed.moves + finished.moves)
 
-    def carries_over(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
-        """Whether the outputs follow pred on rows that annealing did not decide on; True where there are none.
+    def evidence_of_nothing(self, arrangement: Int[np.ndarray, "L 2"]) -> str | None:
+        """In words, where the outputs do not follow pred on rows that no search decided on; None where they do.
 
         Outputs that know nothing of pred correlate with it by 1/√N; six times as much is no accident.
         """
         x, pred = (a[ROWS:] for a in self.many)
         if len(x) < ROWS:
-            return True
+            return None
         outputs = np.asarray(forward(self.stack.arranged(jax.device_put(arrangement)), x), np.float64)
-        both = [np.corrcoef(of, wanted)[0, 1] for of, wanted in zip(outputs.T, np.asarray(pred).T, strict=True)]
-        return bool(np.nanmax(both) > 6 / np.sqrt(len(x)))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            both = [np.corrcoef(of, wanted)[0, 1] for of, wanted in zip(outputs.T, np.asarray(pred).T, strict=True)]
+        most, chance = max(np.nan_to_num(both)), 1 / np.sqrt(len(x))
+        if most > 6 * chance:
+            return None
+        return (
+            f"no order of these pieces reproduces pred: on {len(x):,} rows that the search did not decide on, the outputs "
+            f"of the best one correlate with pred by {most:.3f}, where chance gives about {chance:.3f}"
+        )
 
     def paired(self, best: Climbed) -> Climbed:
         """Pairings by least squares, as long as one of them leads to an order with a lower MSE."""
         tried = {best.arrangement.tobytes()}
         rounds = 0
-        while best.mse > self.exact and not self.stop():
+        while self.unfinished(best) and not self.stop():
             better = None
             for pairing in [new for new in self.proposed(best.arrangement) if new.tobytes() not in tried][:TRIED]:
                 tried.add(pairing.tobytes())

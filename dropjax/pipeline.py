@@ -45,8 +45,11 @@ MOVES_PER_CALL = 256
 STALLED = "no move lowers the MSE"
 """Why a search ends that was not stopped."""
 
-NOTHING_TO_FIND = "no order of these pieces follows pred on rows that the search did not look at"
+NOTHING_TO_FIND = "no order reproduces pred"
 """Why a search ends early."""
+
+OVERFLOWED = float(np.finfo(np.float32).max)
+"""MSE of an arrangement whose outputs are no numbers."""
 
 HOPELESS = 0.5
 """Fraction of pred's variance that a seed order's MSE has to be under to be repaired before the ladder is tried."""
@@ -201,6 +204,8 @@ class Searched(NamedTuple):
     seed_order: str
     stop_reason: str
     pairing: Pairing
+    reason: str | None = None
+    """Why nothing can be found, with the evidence."""
 
 
 def solve(
@@ -238,7 +243,7 @@ def solve(
             verdict = _verify(run, puzzle, searched.arrangement)
             record |= {"mse": verdict.passed.mse, "rows": len(puzzle.x), "evaluations": 1}
         ended = time.perf_counter()
-    compiling, verifying_compiling = clock.seconds(), clock.seconds(after=search_ended)
+    compiling, verifying_compiling = (clock.seconds(after, ended) for after in (started, search_ended))
     return Solution(
         permutation=puzzle.permutation(verdict.arrangement),
         stack=verify.arranged_on_host(problem.stack, verdict.arrangement),
@@ -264,6 +269,7 @@ def solve(
         doubtful=() if verdict.outcome.solved else _doubtful(puzzle, searched.pairing),
         input_sha256=puzzle.hashes,
         replay=verdict.replay,
+        reason=None if verdict.outcome.solved else searched.reason,
     )
 
 
@@ -329,11 +335,11 @@ class CompileClock:
             now = time.perf_counter()
             self._spans.append((now - duration_secs, now))
 
-    def seconds(self, after: float = 0.0) -> float:
-        """Of the time since `after`; events lie within one another and are counted once."""
+    def seconds(self, after: float, before: float) -> float:
+        """Of the time between the two; events lie within one another and are counted once."""
         total = 0.0
         for start, end in sorted(self._spans):
-            total += max(0.0, end - max(start, after))
+            total += max(0.0, min(end, before) - max(start, after))
             after = max(after, end)
         return total
 
@@ -407,7 +413,7 @@ def swap_gaps(
         part = moves[start : start + per_call]
         score = partial(score_moves, problem.stack, arrangement, part, problem.x, problem.pred)
         scores.append(keep(partial(score, scored_together(depth), memory), np.zeros(per_call, np.float32)))
-    mse = np.concatenate(scores, dtype=np.float64)
+    mse = np.nan_to_num(np.concatenate(scores, dtype=np.float64), nan=OVERFLOWED, posinf=OVERFLOWED)
     gaps = np.zeros((depth, depth))
     gaps[swaps[:, 1], swaps[:, 2]] = mse[: len(swaps)] - mse[-1]
     return gaps - gaps.T
@@ -442,10 +448,9 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
                 yield from guided(pairing, starts)
         for attempt in range(ATTEMPTS):
             climbed = _climb(run, pairing, starts, attempt)
-            if climbed is None:
-                yield Searched(starts[0].arrangement, starts[0].name, NOTHING_TO_FIND, pairing)
+            yield climbed
+            if climbed.reason is not None:
                 return
-            yield Searched(climbed, "ladder", STALLED, pairing)
         if deep:
             return
         for start in _repairable(starts):
@@ -457,7 +462,7 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
         if run.stop() or run.solved(searched.arrangement):
             break
     best = min(found, key=lambda searched: run.full_pass(searched.arrangement).mse)
-    return best._replace(stop_reason=found[-1].stop_reason)
+    return best._replace(stop_reason=found[-1].stop_reason, reason=found[-1].reason)
 
 
 def _pairs(pairing: Pairing) -> Int[np.ndarray, "L 2"]:
@@ -471,8 +476,8 @@ def _repairable(starts: Sequence[Start]) -> Sequence[Start]:
     return [*starts[:FALLBACK_SEEDS], *papers]
 
 
-def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) -> Int[np.ndarray, "L 2"] | None:
-    """One attempt of the ladder; None where what it finds does not carry over to rows that it did not look at."""
+def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) -> Searched:
+    """One attempt of the ladder."""
     stack, x, pred = run.problem
     seed = run.options.random_seed + 1000 * attempt
     ladder = Ladder(stack, np.asarray(x), np.asarray(pred), pairing, run.stop, seed, run.options.memory, run.keep)
@@ -488,8 +493,9 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) ->
         return climbed
 
     climbed = rung("least squares", lambda: ladder.best_of([*seeds, *randoms]))
-    if not run.stop() and not ladder.carries_over(climbed.arrangement):
-        return None
+    nothing_to_find = None if run.stop() else ladder.evidence_of_nothing(climbed.arrangement)
+    if nothing_to_find is not None:
+        return Searched(climbed.arrangement, "ladder", NOTHING_TO_FIND, pairing, nothing_to_find)
     rungs = (
         ("pairs by least squares", ladder.paired),
         ("annealing", ladder.warmed),
@@ -498,9 +504,10 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) ->
     )
     for name, climbing in rungs[:1] if by_places(stack.depth) else rungs:
         if run.stop() or run.solved(climbed.arrangement):
-            return climbed.arrangement
+            break
         climbed = rung(name, partial(run.keep, partial(climbing, climbed), climbed))
-    return _guided(run, climbed.arrangement)
+    ended = run.stop() or run.solved(climbed.arrangement)
+    return Searched(climbed.arrangement if ended else _guided(run, climbed.arrangement), "ladder", STALLED, pairing)
 
 
 def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> list[Start]:

@@ -94,7 +94,8 @@ def greedy_order(
         return lax.map(lambda k: residual(stack, pick(pairs, k), state), blocks)
 
     def sizes(residuals: Float[Array, "K N d"]) -> Float[Array, " K"]:
-        return sign * jnp.mean(jnp.linalg.norm(residuals, axis=2), axis=1)
+        largest = float(jnp.finfo(jnp.float32).max)  # of what overflows: behind all others, before what is placed
+        return jnp.nan_to_num(sign * jnp.mean(jnp.linalg.norm(residuals, axis=2), axis=1), nan=largest, posinf=largest)
 
     def place(at: _Greedy, _: object) -> tuple[_Greedy, Int[Array, ""]]:
         _, nearest = lax.top_k(-at.norms, min(LOOKED_AT, depth))

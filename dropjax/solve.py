@@ -127,6 +127,7 @@ def verdict(solution: Solution, expected_sha256: str | None) -> list[str]:
         lines = [f"solved, {solution.outcome.value.replace('_', ' ')}: {error}"]
     else:
         lines = [f"NOT SOLVED ({solution.stop_reason}); the best so far: {error}"]
+        lines += [] if solution.reason is None else [solution.reason]
     lines += [f"interchangeable pieces: {', '.join(map(str, group))}" for group in solution.ties]
     if solution.doubtful:
         lines.append(f"input halves with a doubtful partner: {', '.join(map(str, solution.doubtful))}")

@@ -73,6 +73,16 @@ def test_one_block_has_no_runner_up():
     assert found.runner_up[0] == -np.inf
 
 
+def test_the_ratio_of_huge_halves_does_not_overflow():
+    rng = np.random.default_rng(0)
+    w_in, w_out = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 6, 4), (3, 4, 6)))
+    expected, _ = pairing.diagonal_dominance(w_in, w_out)
+    w_in[1] *= 1e19
+    w_out[2] *= 1e15
+    found, _ = pairing.diagonal_dominance(w_in, w_out)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 # The portfolio
 
 TRACE_BASED = ("ddr", "negative_trace", "positive_trace", "symmetry", TEMPLATE)

@@ -87,6 +87,9 @@ def test_predictions_that_follow_nothing_end_the_search_early():
     solution = dropjax.solve(shuffled)
     assert solution.outcome is Outcome.NOT_SOLVED
     assert solution.stop_reason == pipeline.NOTHING_TO_FIND
+    assert solution.reason is not None
+    assert solution.reason.startswith("no order of these pieces reproduces pred: on 1,488 rows")
+    assert solution.to_json()["reason"] == solution.reason
     assert [stage.name for stage in solution.stages] == [
         "pairing",
         "seed order",

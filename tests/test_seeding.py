@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -72,6 +74,15 @@ def test_portfolio_holds_every_seed_order_and_its_mse():
         seed, direction = name.split(" ")
         np.testing.assert_array_equal(arrangement, seeding.seed_order(seed, direction, stack, pairs, x))
         np.testing.assert_allclose(mse, moves.score_arrangements(stack, arrangement[None], x, pred)[0], rtol=1e-4)
+
+
+def test_blocks_that_overflow_are_placed_once_all_the_same():
+    stack, pairs, x, pred = drawn((7, 4, 9, 1), 3)
+    w_out = np.array(stack.w_out)
+    w_out[[2, 4]] *= 1e38
+    wild = replace(stack, w_out=w_out)
+    for name, arrangement, _ in seeding.portfolio(wild, pairs, x, pred):
+        assert sorted(arrangement[:, 1]) == list(range(7)), name
 
 
 @pytest.mark.usefixtures("real_folder")
