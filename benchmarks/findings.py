@@ -57,9 +57,7 @@ def given(path: Path) -> Subject:
     puzzle = files.load(path)
     solution = pipeline.solve(puzzle)
     assert solution.solved, "the experiments need the answer"
-    return Subject(
-        "given puzzle", Problem(jax.tree.map(jnp.asarray, solution.stack), jnp.asarray(puzzle.x), jnp.asarray(puzzle.pred))
-    )
+    return Subject("given puzzle", Problem.of(jax.tree.map(jnp.asarray, solution.stack), puzzle.x, puzzle.pred))
 
 
 @cache
@@ -76,7 +74,7 @@ def trained(recipe: str) -> Subject:
     (stack,) = training.train(RECIPES[recipe], x, true)
     puzzle, answer = training.drop(stack, x, true, 0)
     pieces = puzzle.stack().arranged(jnp.asarray(puzzle.arrangement(answer)))
-    return Subject(recipe, Problem(pieces, jnp.asarray(puzzle.x), jnp.asarray(puzzle.pred)))
+    return Subject(recipe, Problem.of(pieces, puzzle.x, puzzle.pred))
 
 
 def proxies(subject: Subject) -> dict[str, Float[np.ndarray, " L"]]:

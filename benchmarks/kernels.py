@@ -38,7 +38,7 @@ def kernels(puzzle: Puzzle, repeats: int) -> Iterator[Kernel]:
     """Every kernel on this puzzle, from the delta-norm seed order."""
     stack = puzzle.stack()
     depth, hidden, width = puzzle.w_in.shape
-    problem = Problem(stack, jnp.asarray(puzzle.x), jnp.asarray(puzzle.pred))
+    problem = Problem.of(stack, puzzle.x, puzzle.pred)
     few = problem.first(ROWS)
     rows, all_rows = len(few.x), len(problem.x)
     block = 4.0 * width * hidden

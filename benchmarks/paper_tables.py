@@ -95,7 +95,7 @@ def ranking(gaps: Float[np.ndarray, "L L"], places: Int[np.ndarray, " L"]) -> tu
 def measure(path: Path) -> dict[str, Any]:
     """All of it, for the puzzle at `path`."""
     puzzle = files.load(path)
-    problem = Problem(puzzle.stack(), jnp.asarray(puzzle.x), jnp.asarray(puzzle.pred))
+    problem = Problem.of(puzzle.stack(), puzzle.x, puzzle.pred)
     few = problem.first(SEARCH_ROWS)
     score, trace = diagonal_dominance(puzzle.w_in, puzzle.w_out)
     paired = match("ddr", score)

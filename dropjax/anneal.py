@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+from dropjax import mesh
 from dropjax.moves import Linearised, adjacent_changes, effect_sum, far_changes, far_move, moved
 from dropjax.stack import Stack, Trajectory, adjoints, read_out, trajectory
 
@@ -44,7 +45,7 @@ class Annealed(NamedTuple):
 def start_annealing(arrangement: Int[np.ndarray, "L 2"], seed: int) -> Annealed:
     """The state before the first round."""
     depth = len(arrangement)
-    here, infinite, nowhere, zero = jax.device_put(
+    here, infinite, nowhere, zero = mesh.put(
         (arrangement, np.float32(np.inf), np.zeros((3, depth, depth), np.float32), np.int32(0))
     )
     return Annealed(here, infinite, here, infinite, nowhere, zero, zero, zero, jax.random.key_data(jax.random.key(seed)))
@@ -52,8 +53,8 @@ def start_annealing(arrangement: Int[np.ndarray, "L 2"], seed: int) -> Annealed:
 
 def from_here(at: Annealed, arrangement: Int[np.ndarray, "L 2"]) -> Annealed:
     """The same annealing gone on with from another arrangement: its first round does nothing but look at it."""
-    infinite, zero = jax.device_put((np.float32(np.inf), np.int32(0)))
-    return at._replace(arrangement=jax.device_put(arrangement), mse=infinite, best_mse=infinite, most=zero)
+    infinite, zero = mesh.put((np.float32(np.inf), np.int32(0)))
+    return at._replace(arrangement=mesh.put(arrangement), mse=infinite, best_mse=infinite, most=zero)
 
 
 @jax.jit

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import jax
 
+from dropjax import mesh
+
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -53,9 +55,11 @@ def describe() -> str:
 def scored_together(most: int) -> int:
     """How many candidates one batched product should take, at most `most`.
 
-    A CPU runs one candidate's rows faster than a batch of products; an accelerator needs the batch to be busy.
+    A CPU runs one candidate's rows faster than a batch of products; an accelerator needs the batch to be busy, and so do
+    several devices that candidates are spread over.
     """
-    return 1 if jax.default_backend() == "cpu" else most
+    spread_over = mesh.size(mesh.ORDERS)
+    return max(1, spread_over) if jax.default_backend() == "cpu" else -(-most // spread_over) * spread_over
 
 
 CORE_ROWS = 640
@@ -63,11 +67,16 @@ CORE_ROWS = 640
 
 
 def workers() -> int:
-    """How many candidates, or puzzles, should be run at the same time: as many as a CPU has cores."""
-    return (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    """How many candidates, or puzzles, should be run at the same time: as many as a CPU has cores.
+
+    Programs that are spread over devices wait for one another, and so must not run at the same time.
+    """
+    return (os.cpu_count() or 1) if jax.default_backend() == "cpu" and not mesh.is_set() else 1
 
 
 def side_by_side(call: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """`call` of each item, its arrays computed, in threads: `workers` of them at the same time."""
+    if workers() == 1:
+        return [call(item) for item in items]
     with ThreadPoolExecutor(workers()) as pool:
         return list(pool.map(lambda item: jax.block_until_ready(call(item)), items))

@@ -70,7 +70,7 @@ def measure(puzzle: Puzzle, solution: Solution, fresh: training.Recipe | None, s
     """Every number and figure, for the order that `solution` found."""
     arrangement = puzzle.arrangement(solution.permutation)
     stack = puzzle.stack(solution.stack.activation)
-    problem = Problem(stack, jnp.asarray(puzzle.x), jnp.asarray(puzzle.pred))
+    problem = Problem.of(stack, puzzle.x, puzzle.pred)
     solved = Solved(puzzle, problem, problem.first(SEARCH_ROWS), arrangement, stack.arranged(jnp.asarray(arrangement)))
     report = Report()
     for name, part in PARTS.items():

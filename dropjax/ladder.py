@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dropjax import mesh
 from dropjax.anneal import anneal_rounds, from_here, start_annealing
 from dropjax.device import MEMORY, scored_together
 from dropjax.journal import Keep, keep_nothing
@@ -91,7 +91,7 @@ class Ladder:
         self.stack, self.stop, self.seed, self.memory, self.keep = stack, stop, seed, memory, keep
         fitted = regression_rows(stack.depth, stack.w_last.shape[0])
         self.fewest, self.few, self.fitted, self.many = (
-            jax.device_put((np.asarray(x)[:rows], np.asarray(pred)[:rows]))
+            mesh.put_rows((np.asarray(x)[:rows], np.asarray(pred)[:rows]))
             for rows in (FEW_ROWS, ROWS, fitted, max(JUDGED_ROWS, fitted))
         )
         self.score = pairing.score
@@ -214,9 +214,9 @@ class Ladder:
         x, pred = (a[ROWS:] for a in self.many)
         if len(x) < ROWS:
             return None
-        outputs = np.asarray(forward(self.stack.arranged(jax.device_put(arrangement)), x), np.float64)
+        outputs = mesh.fetch(forward(self.stack.arranged(mesh.put(arrangement)), x)).astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
-            both = [np.corrcoef(of, wanted)[0, 1] for of, wanted in zip(outputs.T, np.asarray(pred).T, strict=True)]
+            both = [np.corrcoef(of, wanted)[0, 1] for of, wanted in zip(outputs.T, mesh.fetch(pred).T, strict=True)]
         most, chance = max(np.nan_to_num(both)), 1 / np.sqrt(len(x))
         if most > 6 * chance:
             return None

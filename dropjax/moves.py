@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from dropjax import mesh
 from dropjax.device import CORE_ROWS, MEMORY, side_by_side, workers
 from dropjax.programs import program
 from dropjax.stack import ACTIVATIONS, Stack, Trajectory, adjoints, advance, product, read_out, residual, trajectory
@@ -73,7 +74,7 @@ def mean_over_rows(
 ) -> T:
     """Means over all predictions, from the sums that `of_chunk(x, pred, weight)` gives for chunks of rows in `memory`."""
     sums = sum_over_rows(of_chunk, (x, pred, jnp.ones(len(x))), bytes_per_row, memory)
-    return jax.tree.map(lambda a: a / pred.size, sums)
+    return mesh.whole(jax.tree.map(lambda a: a / pred.size, sums))
 
 
 def sum_over_rows(of_chunk: Callable[..., T], parts: Sequence[Float[Array, "N ..."]], bytes_per_row: int, memory: int) -> T:
@@ -89,16 +90,17 @@ def sum_over_rows(of_chunk: Callable[..., T], parts: Sequence[Float[Array, "N ..
 
 
 def chunk_size(rows: int, bytes_per_row: int, memory: int) -> int:
-    """Rows of each of the fewest equal chunks that `memory` holds."""
+    """Rows of each of the fewest equal chunks that `memory` holds, a multiple of the devices that they are spread over."""
     chunks = -(-rows // max(1, min(rows, memory // bytes_per_row)))
-    return -(-rows // chunks)
+    devices = mesh.size(mesh.ROWS)
+    return -(-rows // chunks // devices) * devices
 
 
 def in_chunks(a: Float[Array, "N ..."], size: int) -> Float[Array, "chunks size ..."]:
     """Rows in chunks, the last one filled up with zeros: as weights, they count for nothing."""
     chunks = -(-len(a) // size)
     filled = jnp.pad(a, ((0, chunks * size - len(a)),) + ((0, 0),) * (a.ndim - 1))
-    return filled.reshape(chunks, size, *a.shape[1:])
+    return mesh.spread(filled.reshape(chunks, size, *a.shape[1:]), None, mesh.ROWS)
 
 
 def nothing(depth: int, times: int) -> Int[np.ndarray, "times 3"]:
@@ -145,6 +147,7 @@ def _score_part(
         states = trajectory(stack, arrangement, x).states
 
         def of_batch(batch: Int[Array, "C 3"]) -> Float[Array, " C"]:
+            batch = mesh.spread(batch, mesh.ORDERS)
             start = jnp.min(batch[:, 1:])
             run = lambda move: squared_error(stack, moved(arrangement, move), start, states[start], pred, weight)  # noqa: E731
             return jax.vmap(run)(batch)

@@ -17,7 +17,7 @@ import jax.monitoring
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dropjax import bradley_terry, seeding, verify
+from dropjax import bradley_terry, mesh, seeding, verify
 from dropjax.device import MEMORY, PRECISION, describe, scored_together, workers
 from dropjax.journal import Journal, Keep, keep_nothing
 from dropjax.ladder import Climbed, Ladder
@@ -41,6 +41,9 @@ FALLBACK_SEEDS = 4
 MOVES_PER_CALL = 256
 """Swaps scored before the clock is looked at again."""
 
+
+STOPS = (None, "interrupted", "time limit")
+"""Why a search has to stop, where it has to."""
 
 STALLED = "no move lowers the MSE"
 """Why a search ends that was not stopped."""
@@ -107,19 +110,32 @@ class Progress:
         """A stage has ended."""
 
 
+class Table(NamedTuple):
+    """Inputs and predictions on the host."""
+
+    x: Float[np.ndarray, "N d"]
+    pred: Float[np.ndarray, "N o"]
+
+
 class Problem(NamedTuple):
     """What every search looks at."""
 
     stack: Stack
     x: Float[Array, "N d"]
     pred: Float[Array, "N o"]
+    table: Table
+    """The same rows on the host."""
+
+    @classmethod
+    def of(cls, stack: Stack, x: Float[np.ndarray, "N d"], pred: Float[np.ndarray, "N o"]) -> "Problem":
+        """With the rows put on the devices."""
+        on_devices: tuple[Array, Array] = mesh.put_rows((x, pred))
+        return cls(stack, *on_devices, Table(x, pred))
 
     def first(self, rows: int) -> "Problem":
         """The same with the table's first rows alone."""
-        if rows >= len(self.x):
-            return self
         # Cut on the host: on the device each new length would be one more program to compile.
-        return self._replace(**{name: jax.device_put(np.asarray(getattr(self, name))[:rows]) for name in ("x", "pred")})
+        return self if rows >= len(self.x) else self.of(self.stack, self.table.x[:rows], self.table.pred[:rows])
 
 
 def _prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> None:
@@ -127,7 +143,7 @@ def _prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> No
 
     One after another, on one core, compiling would take most of the time of a first solve.
     """
-    stack, x, pred = problem
+    stack, x, pred, _ = problem
     nowhere = np.zeros((stack.depth, 2), np.int32)
 
     def shapes(rows: int) -> Iterator[jax.ShapeDtypeStruct]:
@@ -157,12 +173,9 @@ class Run:
 
     def stop(self) -> str | None:
         """Why the search has to stop now, if it has to."""
-        if self.interrupted():
-            return "interrupted"
         limit = self.options.time_limit
-        if limit is not None and time.perf_counter() - self.started > limit:
-            return "time limit"
-        return None
+        late = limit is not None and time.perf_counter() - self.started > limit
+        return STOPS[mesh.agreed(1 if self.interrupted() else 2 if late else 0)]
 
     def keep(self, function: Callable[[], T], like: T) -> T:
         """What `function()` gives, from the journal where there is one that has it."""
@@ -182,7 +195,7 @@ class Run:
         """The arrangement over all rows; asking again costs nothing."""
         key = np.asarray(arrangement).tobytes()
         if key not in self.passes:
-            stack, x, pred = self.problem
+            stack, x, pred, _ = self.problem
             passed = verify.full_pass(stack, arrangement, x, pred, self.options.memory)
             self.passes[key] = passed if np.isfinite(passed.mse) else passed._replace(mse=np.inf)
         return self.passes[key]
@@ -190,7 +203,7 @@ class Run:
     def solved(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
         """Whether the arrangement reproduces pred on all rows as well as pred allows."""
         noise = verify.Noise(0.0, self.pred_noise)
-        return verify.judge(self.full_pass(arrangement).mse, np.asarray(self.problem.pred), noise, ties=False).solved
+        return verify.judge(self.full_pass(arrangement).mse, self.problem.table.pred, noise, ties=False).solved
 
     def on_all_rows(self, arrangement: Int[np.ndarray, "L 2"]) -> dict:
         """The arrangement's MSE as a stage's record has it."""
@@ -227,9 +240,10 @@ def solve(
     options = _changed(options, changes)
     started = time.perf_counter()
     with CompileClock() as clock, ThreadPoolExecutor(2) as pool:
-        problem = Problem(puzzle.stack(options.activation), *jax.device_put((puzzle.x, puzzle.pred)))
+        problem = Problem.of(puzzle.stack(options.activation), puzzle.x, puzzle.pred)
         pred_noise = verify.noise_of_pred(puzzle.pred, options.pred_decimals, options.pred_noise)
-        _prepare(problem, options, pool)
+        if not mesh.is_set():
+            _prepare(problem, options, pool)
         run = Run(problem, options, pred_noise, progress or Progress(), interrupted, journal, started)
         with run.stage("pairing"):
             pairing = pair(problem.stack.w_in, problem.stack.w_out, options.memory, options.pairing or "ddr")
@@ -422,7 +436,7 @@ def swap_gaps(
 def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
     """Guided repair from the best seed orders; where the pairing is in doubt, the same for the one that separates best; then
     the ladder; then the paper's exact route."""
-    options, (stack, _, pred) = run.options, run.problem
+    options, (stack, _, _, table) = run.options, run.problem
     deep = by_places(stack.depth)  # single moves go astray, and scoring all of them exactly would never end
 
     def exactly(arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
@@ -433,7 +447,7 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
     def guided(pairing: Pairing, starts: Sequence[Start]) -> Iterator[Searched]:
         if deep:
             return
-        promising = [start for start in _repairable(starts) if start.mse < HOPELESS * np.var(np.asarray(pred))]
+        promising = [start for start in _repairable(starts) if start.mse < HOPELESS * np.var(table.pred)]
         for start in promising if len(doubtful(pairing)) == 0 else promising[:1]:
             yield Searched(_guided(run, start.arrangement), start.name, STALLED, pairing)
 
@@ -478,9 +492,9 @@ def _repairable(starts: Sequence[Start]) -> Sequence[Start]:
 
 def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) -> Searched:
     """One attempt of the ladder."""
-    stack, x, pred = run.problem
+    stack, table = run.problem.stack, run.problem.table
     seed = run.options.random_seed + 1000 * attempt
-    ladder = Ladder(stack, np.asarray(x), np.asarray(pred), pairing, run.stop, seed, run.options.memory, run.keep)
+    ladder = Ladder(stack, *table, pairing, run.stop, seed, run.options.memory, run.keep)
     rng = np.random.default_rng(seed)
     seeds = [start.arrangement for start in starts[:FALLBACK_SEEDS]] if attempt == 0 else []
     randoms = [starts[0].arrangement[rng.permutation(stack.depth)] for _ in range(RANDOM_STARTS)]
@@ -528,8 +542,8 @@ def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L
 
 def _guided(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
     """Guided repair, on few rows first; on all of them where pred is noisy or the few rows were deceived."""
-    (stack, x, pred), options = run.problem, run.options
-    exact = verify.EXACT**2 * float(np.mean(np.square(np.asarray(pred), dtype=np.float64)))
+    (stack, x, pred, table), options = run.problem, run.options
+    exact = verify.EXACT**2 * float(np.mean(np.square(table.pred, dtype=np.float64)))
     for tolerance in (0.0,) if run.pred_noise is not None else (exact, 0.0):
         with run.stage("guided repair") as record:
             screen, memory = options.screen_precision, options.memory
@@ -559,16 +573,16 @@ class Verdict(NamedTuple):
 
 def _verify(run: Run, puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"]) -> Verdict:
     """Judges an arrangement on all rows, and looks for others that do as well or better within float32's noise."""
-    stack, x, pred = run.problem
+    stack, x, pred, table = run.problem
     full = run.options.verify == "full"
     while True:
         passed = run.full_pass(arrangement)
-        noise = verify.Noise(verify.float32_noise(stack, arrangement, x, passed.outputs), run.pred_noise)
+        noise = verify.Noise(verify.float32_noise(stack, arrangement, table.x, mesh.fetch(passed.outputs)), run.pred_noise)
         outcome = verify.judge(passed.mse, puzzle.pred, noise, ties=False)
         near = (
             verify.Near.none()
             if not outcome.solved
-            else verify.near_moves(stack, arrangement, x, pred, passed, noise.float32, screen=not full)
+            else verify.near_moves(stack, arrangement, x, pred, table.x, passed, noise.float32, screen=not full)
         )
         if near.better is None:
             break
@@ -580,5 +594,5 @@ def _verify(run: Run, puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"]) -> Ve
         verify.judge(passed.mse, puzzle.pred, noise, ties=bool(ties)),
         noise,
         ties,
-        verify.float64_errors(stack, arrangement, x, pred) if full else None,
+        verify.float64_errors(stack, arrangement, *table) if full else None,
     )

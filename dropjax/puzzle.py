@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import jax
 import numpy as np
 from jaxtyping import Float32, Int
 from numpy.typing import ArrayLike, NDArray
 
+from dropjax import mesh
 from dropjax.stack import Stack
 
 ROLES = ("in", "out", "last")
@@ -77,7 +77,7 @@ class Puzzle:
 
     def stack(self, activation: str = "relu") -> Stack:
         """The halves on the default device, in the order of their piece numbers."""
-        arrays = jax.device_put((self.w_in, self.b_in, self.w_out, self.b_out, self.w_last, self.b_last))
+        arrays = mesh.put((self.w_in, self.b_in, self.w_out, self.b_out, self.w_last, self.b_last))
         return Stack(*arrays, activation=activation)
 
     def permutation(self, arrangement: Int[np.ndarray, "L 2"]) -> tuple[int, ...]:

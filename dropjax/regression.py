@@ -20,6 +20,7 @@ import scipy
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from dropjax import mesh
 from dropjax.device import MEMORY
 from dropjax.moves import adjacent_changes, chunk_size, contributions, flips_and_swaps, in_chunks, linearise, mean_over_rows
 from dropjax.stack import Stack, read_out
@@ -191,7 +192,7 @@ def place_changes(
 
 def _orders_by_places(stack, arrangement, x, pred, memory: int) -> Int[np.ndarray, "K L 2"]:
     """For each of `SPANS`, ridge and step, the blocks by where they stand and how far they are wanted from there."""
-    changes, errors = (np.asarray(a, np.float64) for a in place_changes(stack, arrangement, x, pred, memory))
+    changes, errors = (mesh.fetch(a).astype(np.float64) for a in place_changes(stack, arrangement, x, pred, memory))
     flat, error = changes.reshape(-1, *changes.shape[2:]), errors.reshape(-1)
     proposed = []
     for features in np.moveaxis(flat, 1, 0):
@@ -260,7 +261,7 @@ def proposals(
     place = np.argsort(arrangement[:, 0])
     most = min(max(sizes), len(doubtful))
     positions = place[doubtful[:most]]
-    features, error = map(np.asarray, contributions_and_errors(stack, arrangement, positions, x, pred))
+    features, error = map(mesh.fetch, contributions_and_errors(stack, arrangement, positions, x, pred))
     features, error = features.reshape(most, most, -1), error.reshape(-1)
     for size in sorted({min(size, most) for size in sizes}):
         chosen = positions[:size]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from dropjax import mesh
 from dropjax.device import MEMORY, scored_together
 from dropjax.journal import Keep, keep_nothing
 from dropjax.moves import SWAP, FirstOrder, far_move, first_order_sums, in_chunks, linearised, moved, squared_error
@@ -61,7 +62,7 @@ def _sweep(stack: Stack, arrangement, mse, x, pred, window: int) -> _Sweep:
         return moved(arrangement, jnp.stack([jnp.full_like(i, SWAP), i, i + 1]))
 
     def step(at: _Sweep) -> _Sweep:
-        candidates = at.position + jnp.arange(window, dtype=jnp.int32)
+        candidates = mesh.spread(at.position + jnp.arange(window, dtype=jnp.int32), mesh.ORDERS)
         real = candidates < last
         score = lambda i: squared_error(stack, swap_at(at.arrangement, i), at.position, at.state, pred, weight)  # noqa: E731
         scores = jnp.where(real, jax.vmap(score)(candidates) / pred.size, jnp.inf)
@@ -220,16 +221,15 @@ def guided_repair(
 
 def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
     """The state before the first round."""
-    here, no, zero, one = jax.device_put((arrangement, np.bool_(False), np.int32(0), np.int32(1)))
-    return Guided(
-        here, _no_proposals(len(arrangement)), cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no
-    )
+    parts = arrangement, _no_proposals(len(arrangement)), np.bool_(False), np.int32(0), np.int32(1)
+    here, nothing, no, zero, one = mesh.put(parts)
+    return Guided(here, nothing, cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no)
 
 
 def _no_proposals(depth: int) -> Proposals:
     """Those of an arrangement that is still to be evaluated."""
-    nowhere = np.zeros((depth, depth))
-    return Proposals(*jax.device_put((np.float32(np.inf), nowhere.astype(np.float32), nowhere.astype(np.int32))))
+    nothing: Any = np.float32(np.inf), np.zeros((depth, depth), np.float32), np.zeros((depth, depth), np.int32)
+    return Proposals(*nothing)
 
 
 @program(static_argnames=("chunk", "screen", "memory"), results=(Proposals, Guided), quick=True)

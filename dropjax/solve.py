@@ -6,7 +6,9 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
-from dropjax import bradley_terry, console, device, files, pipeline, seeding
+import jax
+
+from dropjax import bradley_terry, console, device, files, mesh, pipeline, seeding
 from dropjax.journal import Journal
 from dropjax.pairing import CHOICES
 from dropjax.puzzle import Puzzle
@@ -27,6 +29,17 @@ def memory_size(text: str) -> int:
     if size < 1 << 20:
         raise argparse.ArgumentTypeError(f"expected a size of at least 1 MiB such as 512M or 2G, got {text!r}")
     return size
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """Devices along each axis of a mesh, from text such as rows=4,orders=2."""
+    sizes = {mesh.ROWS: 1, mesh.ORDERS: 1}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in sizes or not size.isdecimal() or int(size) < 1:
+            raise argparse.ArgumentTypeError(f"expected devices along each axis such as rows=4,orders=2, got {text!r}")
+        sizes[name] = int(size)
+    return sizes
 
 
 def sha256_digest(text: str) -> str:
@@ -97,6 +110,11 @@ def parser() -> console.Parser:
         default=defaults.screen_precision,
         help="of the scores behind proposals, on an accelerator; acceptance is always at the highest",
     )
+    machine.add_argument("--mesh", type=mesh_sizes, metavar="SIZES", help="devices, such as rows=4,orders=2 (default: rows)")
+    hosts = machine.add_argument
+    hosts("--coordinator", metavar="HOST:PORT", help="of several hosts' processes; each is started with the same command")
+    hosts("--num-processes", type=positive(int))
+    hosts("--process-id", type=int)
     machine.add_argument("--no-cache", action="store_true", help="keep no compiled programs between runs")
     result = p.add_argument_group("results")
     result.add_argument(
@@ -200,6 +218,14 @@ def main(argv: list[str] | None = None) -> int:
         if path is not None:
             files.ensure_writable(path, folder=folder)
     device.configure(args.platform, cache=not args.no_cache)
+    if args.coordinator is not None:
+        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    try:
+        devices = mesh.make(args.mesh)
+    except ValueError as error:
+        p.error(f"--mesh: {error}")
+    if devices is not None:
+        jax.set_mesh(devices)
     given = {f.name: getattr(args, f.name) for f in fields(pipeline.Options)}
     if args.initial_order is not None:
         given["initial_order"] = files.read_permutation(args.initial_order)

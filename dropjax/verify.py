@@ -9,11 +9,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from dropjax import mesh
 from dropjax.device import MEMORY
 from dropjax.moves import (
     PAIR_SWAP,
     adjacent_changes,
     adjacent_swaps,
+    chunk_size,
+    in_chunks,
     linearise,
     moved,
     nothing,
@@ -38,12 +41,12 @@ def outputs_and_errors(
     stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
 ) -> tuple[Float[Array, "N o"], Float[Array, ""], Float[Array, ""]]:
     """The outputs, their MSE and their largest absolute error, in one pass over all rows."""
-    hidden, width = stack.w_in.shape[1:]
-    rows = max(1, memory // (8 * (width + hidden)))
+    rows, (hidden, width) = len(x), stack.w_in.shape[1:]
+    chunks = in_chunks(x, chunk_size(rows, 8 * (width + hidden), memory))
     run = lambda x: read_out(stack, advance(stack, arrangement, 0, stack.depth, x))  # noqa: E731
-    outputs = run(x) if len(x) <= rows else lax.map(lambda row: run(row[None])[0], x, batch_size=rows)
+    outputs = lax.map(run, chunks).reshape(-1, pred.shape[1])[:rows]
     error = outputs - pred
-    return outputs, jnp.mean(error**2), jnp.max(jnp.abs(error))
+    return outputs, *mesh.whole((jnp.mean(error**2), jnp.max(jnp.abs(error))))
 
 
 class Pass(NamedTuple):
@@ -80,11 +83,12 @@ class Noise(NamedTuple):
         return float(np.hypot(self.float32, self.pred or 0.0))
 
 
-def float32_noise(stack: Stack, arrangement: Int[np.ndarray, "L 2"], x: Float[Array, "N d"], outputs) -> float:
+def float32_noise(
+    stack: Stack, arrangement: Int[np.ndarray, "L 2"], x: Float[np.ndarray, "N d"], outputs: Float[np.ndarray, "N o"]
+) -> float:
     """RMS difference of the outputs from a float64 replay, on few rows."""
-    few = slice(0, SCREENED_ROWS)
-    again = replay(arranged_on_host(stack, arrangement), np.asarray(x)[few])
-    return float(np.sqrt(np.mean((again - np.asarray(outputs)[few]) ** 2)))
+    again = replay(arranged_on_host(stack, arrangement), x[:SCREENED_ROWS])
+    return float(np.sqrt(np.mean((again - outputs[:SCREENED_ROWS]) ** 2)))
 
 
 def arranged_on_host(stack: Stack, arrangement: Int[np.ndarray, "L 2"]) -> Stack:
@@ -153,6 +157,7 @@ def near_moves(
     arrangement: Int[np.ndarray, "L 2"],
     x: Float[Array, "N d"],
     pred: Float[Array, "N o"],
+    host_x: Float[np.ndarray, "N d"],
     passed: Pass,
     noise: float,
     screen: bool = True,
@@ -164,7 +169,7 @@ def near_moves(
     depth = stack.depth
     moves = np.concatenate([adjacent_swaps(depth), pairs_of_positions(depth, PAIR_SWAP)])
     if screen:
-        moves = moves[np.asarray(first_order_changes(stack, arrangement, np.asarray(x)[:SCREENED_ROWS])) <= 100 * noise]
+        moves = moves[np.asarray(first_order_changes(stack, arrangement, host_x[:SCREENED_ROWS])) <= 100 * noise]
     if len(moves) == 0:
         return Near.none()
     padded = np.concatenate([moves, nothing(depth, -len(moves) % 64)])  # so that few lengths are ever compiled
@@ -177,7 +182,7 @@ def near_moves(
     mse = np.where(tied, np.inf, mean_square(pred))
     best = int(np.argmin(mse))
     fall = passed.mse - mse[best]
-    return Near(moves[tied], np.asarray(moved(jax.device_put(arrangement), moves[best])) if fall > noise**2 else None)
+    return Near(moves[tied], np.asarray(moved(mesh.put(arrangement), moves[best])) if fall > noise**2 else None)
 
 
 def tied_pieces(puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"], ties: Int[np.ndarray, "K 3"]) -> list[list[int]]:

@@ -206,7 +206,7 @@ def test_a_sweep_back_decides_as_one_by_one(stack, x):
 def test_repairs_agree_with_their_parts(stack, x):
     stack = jax.tree.map(jnp.asarray, stack)
     pred = reference.outputs(stack, identity_arrangement(L), x).astype(np.float32)
-    problem = Problem(stack, jnp.asarray(x), jnp.asarray(pred))
+    problem = Problem.of(stack, x, pred)
     start = np.asarray(identity_arrangement(L))[[1, 0, 2, 3]]
     route = analysis.repair_route(problem, problem.first(20), start)
     assert route.table[0] == (0, 0, pytest.approx(reference.mse(stack, start, x, pred), rel=1e-3), 0)

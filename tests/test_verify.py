@@ -72,7 +72,7 @@ def test_blocks_that_do_nothing_to_each_other_are_ties(screen):
     pred = reference.outputs(stack, arrangement, x).astype(np.float32)
     passed = verify.full_pass(stack, arrangement, x, pred)
     noise = verify.float32_noise(stack, arrangement, x, passed.outputs)
-    near = verify.near_moves(stack, arrangement, x, pred, passed, noise, screen=screen)
+    near = verify.near_moves(stack, arrangement, x, pred, np.asarray(x), passed, noise, screen=screen)
     found = {tuple(map(int, move)) for move in near.ties}
     # The constants commute with every block: none reads the feature they add to.
     assert {(0, 0, 1), (0, 1, 2), (0, 2, 3), (2, 1, 2)} <= found
@@ -85,7 +85,7 @@ def test_a_stack_without_ties_has_none(screen):
     stack, arrangement, x, pred = made(3)
     passed = verify.full_pass(stack, arrangement, x, pred)
     noise = verify.float32_noise(stack, arrangement, x, passed.outputs)
-    near = verify.near_moves(stack, arrangement, x, pred, passed, noise, screen=screen)
+    near = verify.near_moves(stack, arrangement, x, pred, np.asarray(x), passed, noise, screen=screen)
     assert len(near.ties) == 0
     assert near.better is None
 

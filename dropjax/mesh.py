@@ -1,0 +1,85 @@
+"""Several devices: rows of the table and candidate orders spread over a mesh of them.
+
+The mesh is JAX's own, set with `jax.set_mesh`, with the axes "rows" and "orders"; JAX then divides every kernel and adds up
+what the devices found. Without a mesh everything here leaves its arguments as they are.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+T = TypeVar("T")
+
+ROWS, ORDERS = "rows", "orders"
+
+
+def make(sizes: dict[str, int] | None = None) -> Mesh | None:
+    """A mesh of all devices, by default along the rows; None for a single one. Raises ValueError for sizes of others."""
+    devices = jax.devices()
+    sizes = {ROWS: len(devices), ORDERS: 1} if sizes is None else sizes
+    if math.prod(sizes.values()) != len(devices):
+        got = " × ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"expected a mesh of {len(devices)}, as many devices as there are, got {got}")
+    if len(devices) == 1:
+        return None
+    return jax.make_mesh((sizes[ROWS], sizes[ORDERS]), (ROWS, ORDERS), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def size(axis: str) -> int:
+    """Devices along an axis of the mesh; 1 without one."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
+
+
+def is_set() -> bool:
+    """Whether there is a mesh."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
+def put(arrays: Any, *axes: str) -> Any:
+    """Arrays of the host on the devices: whole on every one, or divided along their first dimensions' axes."""
+    if not is_set():
+        return jax.device_put(arrays)
+    return jax.device_put(arrays, NamedSharding(jax.sharding.get_mesh(), PartitionSpec(*axes)))
+
+
+def put_rows(arrays: Sequence[np.ndarray]) -> Any:
+    """Arrays [N, …] of the host, their rows spread over the devices where N is a multiple of as many."""
+    return put(tuple(arrays)) if len(arrays[0]) % size(ROWS) else put(tuple(arrays), ROWS)
+
+
+def spread(a: Array, *axes: str | None) -> Array:
+    """Within a kernel: this array divided along its first dimensions' axes, where its size allows."""
+    if not is_set() or any(n % size(axis) for n, axis in zip(a.shape, axes, strict=False) if axis is not None):
+        return a
+    return lax.with_sharding_constraint(a, PartitionSpec(*axes))
+
+
+def whole(arrays: T) -> T:
+    """Within a kernel: these arrays whole on every device."""
+    if not is_set():
+        return arrays
+    return jax.tree.map(lambda a: lax.with_sharding_constraint(a, PartitionSpec()), arrays)
+
+
+def fetch(a: Array) -> np.ndarray:
+    """The array on the host, wherever its parts are."""
+    if a.is_fully_addressable or a.is_fully_replicated:
+        return np.asarray(a)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(a, tiled=True))
+
+
+def agreed(flag: Any) -> Any:
+    """What the first process says, in every process: all have to take the same way."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    return int(broadcast_one_to_all(np.int32(flag)))
