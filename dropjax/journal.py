@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from dropjax import mesh
 from dropjax.files import atomic_write
 from dropjax.puzzle import InputError
 
@@ -85,8 +86,9 @@ class Journal:
         return result
 
     def write(self) -> None:
-        """The file as it should be now."""
-        atomic_write(self.path, lambda path: write_checkpoint(path, self.levels, self.identity))
+        """The file as it should be now, from the first of several processes."""
+        if mesh.is_first():
+            atomic_write(self.path, lambda path: write_checkpoint(path, self.levels, self.identity))
         self._written = time.monotonic()
 
     def _restored(self, leaves: list[np.ndarray], like: T) -> T:

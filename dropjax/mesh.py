@@ -76,10 +76,15 @@ def fetch(a: Array) -> np.ndarray:
     return np.asarray(process_allgather(a, tiled=True))
 
 
-def agreed(flag: Any) -> Any:
-    """What the first process says, in every process: all have to take the same way."""
+def agreed(number: int) -> int:
+    """The first process's number, in every process: all have to take the same way."""
     if jax.process_count() == 1:
-        return flag
+        return number
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    return int(broadcast_one_to_all(np.int32(flag)))
+    return int(broadcast_one_to_all(np.int32(number)))
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks and writes for all."""
+    return jax.process_index() == 0

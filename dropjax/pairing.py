@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
+from dropjax import mesh
 from dropjax.device import MEMORY
 from dropjax.programs import program
 from dropjax.solution import Pairing
@@ -78,10 +79,10 @@ def diagonal_dominance(
     w_in: Float[ArrayLike, "L h d"], w_out: Float[ArrayLike, "L d h"], memory: int = MEMORY
 ) -> tuple[Float[np.ndarray, "L L"], Float[np.ndarray, "L L"]]:
     """d(i, j) = |tr(M)| / ‖M‖_F with M = W_out^(j)·W_in^(i) (paper, Eq. 4), and the traces. 0/0 counts as 0."""
-    arrays = np.asarray(w_in), np.asarray(w_out)
-    trace, norm = map(np.asarray, traces_and_norms(*jax.device_put((w_in, w_out)), memory))
+    trace, norm = map(np.asarray, traces_and_norms(*mesh.put((w_in, w_out)), memory))
     if not np.isfinite(norm).all():
         # The ratio of halves at unit size is the same, and cannot overflow.
+        arrays = map(np.asarray, (w_in, w_out))
         unit_in, unit_out = (w / np.maximum(np.abs(w).max(axis=(1, 2), keepdims=True), 1e-30) for w in arrays)
         return diagonal_dominance(unit_in, unit_out, memory)[0], trace
     return np.abs(trace) / np.where(norm > 0, norm, 1), trace

@@ -111,10 +111,11 @@ def parser() -> console.Parser:
         help="of the scores behind proposals, on an accelerator; acceptance is always at the highest",
     )
     machine.add_argument("--mesh", type=mesh_sizes, metavar="SIZES", help="devices, such as rows=4,orders=2 (default: rows)")
-    hosts = machine.add_argument
-    hosts("--coordinator", metavar="HOST:PORT", help="of several hosts' processes; each is started with the same command")
-    hosts("--num-processes", type=positive(int))
-    hosts("--process-id", type=int)
+    machine.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where the first of several processes listens; auto: as the cluster says"
+    )
+    machine.add_argument("--num-processes", type=positive(int), metavar="N", help="that are started with this command")
+    machine.add_argument("--process-id", type=int, metavar="K", help="this one, from 0")
     machine.add_argument("--no-cache", action="store_true", help="keep no compiled programs between runs")
     result = p.add_argument_group("results")
     result.add_argument(
@@ -170,17 +171,19 @@ def solve_one(args: argparse.Namespace, given: dict, start: float) -> int:
         options, journal = pipeline.Options(**given), None
         if args.checkpoint is not None:
             journal = Journal(args.checkpoint, pipeline.identity(puzzle, options), args.resume)
-        if not args.quiet:
+        quiet = args.quiet or not mesh.is_first()
+        if not quiet:
             print(describe_puzzle(puzzle, name), flush=True)
-        progress = console.progress(args.quiet)
+        progress = console.progress(quiet)
         solution = pipeline.solve(puzzle, options, progress=progress, interrupted=interrupted, journal=journal)
         seconds = {"load": loaded - start, **solution.seconds, "total": time.perf_counter() - start}
         solution = replace(solution, seconds=seconds)
-        if args.out is not None:
+        if args.out is not None and mesh.is_first():
             files.write_result(args.out, solution, args.expect_sha256)
-        if args.json is not None:
+        if args.json is not None and mesh.is_first():
             files.write_json(args.json, solution, args.expect_sha256)
-    print(solution.permutation_text if args.quiet else "\n".join(verdict(solution, args.expect_sha256)))
+    if mesh.is_first():
+        print(solution.permutation_text if args.quiet else "\n".join(verdict(solution, args.expect_sha256)))
     matches = args.expect_sha256 in (None, solution.sha256)
     return console.SOLVED if solution.solved and matches else console.NOT_SOLVED
 
@@ -201,13 +204,31 @@ def solve_several(args: argparse.Namespace, given: dict, start: float) -> int:
     return console.SOLVED if solved == len(args.puzzles) else console.NOT_SOLVED
 
 
+def join(p: console.Parser, args: argparse.Namespace) -> None:
+    """Joins the other processes, and sets the mesh where there are several devices."""
+    cluster = args.coordinator, args.num_processes, args.process_id
+    if args.coordinator is None and cluster != (None, None, None):
+        p.error("--num-processes and --process-id go with --coordinator, got none")
+    try:
+        if args.coordinator is not None:
+            jax.distributed.initialize(*(cluster if args.coordinator != "auto" else ()))
+    except (ValueError, RuntimeError) as error:
+        p.error(f"--coordinator: {error}")
+    try:
+        devices = mesh.make(args.mesh)
+    except ValueError as error:
+        p.error(f"--mesh: {error}")
+    if devices is not None:
+        jax.set_mesh(devices)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0 where all is solved, 1 where it is not, 2 for bad input."""
     start = time.perf_counter()
     p = parser()
     args = p.parse_args(argv)
     if len(args.puzzles) > 1:
-        for option in ("checkpoint", "expect_sha256", "initial_order", "json"):
+        for option in ("checkpoint", "coordinator", "expect_sha256", "initial_order", "json"):
             if getattr(args, option) is not None:
                 p.error(f"--{option.replace('_', '-')} goes with one PUZZLE, got {len(args.puzzles)}")
         if len({path.stem for path in args.puzzles}) < len(args.puzzles) and args.out is not None:
@@ -218,14 +239,7 @@ def main(argv: list[str] | None = None) -> int:
         if path is not None:
             files.ensure_writable(path, folder=folder)
     device.configure(args.platform, cache=not args.no_cache)
-    if args.coordinator is not None:
-        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
-    try:
-        devices = mesh.make(args.mesh)
-    except ValueError as error:
-        p.error(f"--mesh: {error}")
-    if devices is not None:
-        jax.set_mesh(devices)
+    join(p, args)
     given = {f.name: getattr(args, f.name) for f in fields(pipeline.Options)}
     if args.initial_order is not None:
         given["initial_order"] = files.read_permutation(args.initial_order)
