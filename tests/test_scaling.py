@@ -9,8 +9,8 @@ import scaling
 
 
 def test_records_are_kept_and_exponents_fitted(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(scaling, "HERE", scaling.Point("planted", 12, 16, 500))
-    monkeypatch.setattr(scaling, "LINES", {"L": (6, 12), "d": (16,), "N": (500,)})
+    monkeypatch.setattr(scaling, "HERE", scaling.Point("planted", 12, 32, 500))
+    monkeypatch.setattr(scaling, "LINES", {"L": (6, 12), "d": (32,), "N": (500,)})
     report, figure = tmp_path / "report.json", tmp_path / "figure.png"
     arguments = ["scaling.py", str(tmp_path / "stacks"), "--time-limit", "60", "--json", str(report), "--plot", str(figure)]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -24,7 +24,7 @@ def test_records_are_kept_and_exponents_fitted(tmp_path: Path, monkeypatch, caps
         assert 0 < row["order"] <= row["total"]
     assert found["exponents"]["L"].keys() == set(scaling.TIMES)
     assert figure.stat().st_size > 0
-    assert "planted     12   16     500" in capsys.readouterr().out
+    assert "planted     12   32     500" in capsys.readouterr().out
     monkeypatch.setattr(scaling, "record", lambda *_: pytest.fail("it is there"))
     assert scaling.main() == 0
 
