@@ -1,6 +1,7 @@
 """What the command lines share: arguments, one-line errors, and progress for people and for logs."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -38,6 +39,10 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         sys.exit(main())
     except InputError as error:
         fail(str(error))
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; what is left in its buffer must not fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(NOT_SOLVED)
     except KeyboardInterrupt:
         print("error: interrupted before there was anything to write", file=sys.stderr)
         sys.exit(130)

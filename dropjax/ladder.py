@@ -31,7 +31,7 @@ from dropjax.pairing import regrets
 from dropjax.regression import by_places, orders, proposals, regression_rows
 from dropjax.solution import Pairing
 from dropjax.stack import Stack, forward
-from dropjax.verify import EXACT
+from dropjax.verify import exact_mse
 
 FEW_ROWS, ROWS = 256, 512
 """Rows on which an order forms, and on which it is finished: one that fits the fewer need not fit the table."""
@@ -91,15 +91,14 @@ class Ladder:
         self.stack, self.stop, self.seed, self.memory, self.keep = stack, stop, seed, memory, keep
         fitted = regression_rows(stack.depth, stack.w_last.shape[0])
         self.fewest, self.few, self.fitted, self.many = (
-            mesh.put_rows((np.asarray(x)[:rows], np.asarray(pred)[:rows]))
-            for rows in (FEW_ROWS, ROWS, fitted, max(JUDGED_ROWS, fitted))
+            mesh.put_rows((x[:rows], pred[:rows])) for rows in (FEW_ROWS, ROWS, fitted, max(JUDGED_ROWS, fitted))
         )
         self.score = pairing.score
         self.doubtful = np.argsort(regrets(pairing.score, pairing.partner), kind="stable")
         """Input halves, the most doubtful first."""
-        self.exact = EXACT**2 * float(np.mean(np.square(np.asarray(pred), dtype=np.float64)))
+        self.exact = exact_mse(pred)
         """MSE from which nothing is left to find."""
-        self.variance = float(np.var(np.asarray(pred), axis=0).mean())
+        self.variance = float(np.var(pred, axis=0).mean())
 
     def judged(self, arrangement: Int[np.ndarray, "L 2"], rounds: int = 0, moves: int = 0) -> Climbed:
         """The arrangement with its MSE over many rows."""

@@ -543,7 +543,7 @@ def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L
 def _guided(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
     """Guided repair, on few rows first; on all of them where pred is noisy or the few rows were deceived."""
     (stack, x, pred, table), options = run.problem, run.options
-    exact = verify.EXACT**2 * float(np.mean(np.square(table.pred, dtype=np.float64)))
+    exact = verify.exact_mse(table.pred)
     for tolerance in (0.0,) if run.pred_noise is not None else (exact, 0.0):
         with run.stage("guided repair") as record:
             screen, memory = options.screen_precision, options.memory

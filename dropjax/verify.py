@@ -49,6 +49,11 @@ def outputs_and_errors(
     return outputs, *mesh.whole((jnp.mean(error**2), jnp.max(jnp.abs(error))))
 
 
+def exact_mse(pred: Float[np.ndarray, "N o"]) -> float:
+    """The MSE up to which an answer is exact."""
+    return EXACT**2 * float(np.mean(np.square(pred, dtype=np.float64)))
+
+
 class Pass(NamedTuple):
     """One arrangement's outputs over the whole table, and how far they are from pred."""
 
@@ -121,10 +126,9 @@ def rounded_to(pred: Float[np.ndarray, "N o"]) -> int | None:
 
 def judge(mse: float, pred: Float[np.ndarray, "N o"], noise: Noise, ties: bool) -> Outcome:
     """The outcome that a verified MSE stands for."""
-    rms = np.sqrt(mse)
-    if rms <= EXACT * np.sqrt(np.mean(np.square(pred, dtype=np.float64))):
+    if mse <= exact_mse(pred):
         return Outcome.EXACT_UP_TO_TIES if ties else Outcome.EXACT
-    if noise.pred is not None and rms <= 2 * noise.floor:
+    if noise.pred is not None and np.sqrt(mse) <= 2 * noise.floor:
         return Outcome.NOISE_FLOOR
     return Outcome.NOT_SOLVED
 

@@ -57,6 +57,12 @@ def test_solves_and_says_so(solve, planted, converted, tmp_path):
     assert set(record["seconds"]) == {"load", "compile", "solve", "verify", "total"}
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(converted):
+    command = f"{sys.executable} -m dropjax.solve {converted} | true"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 def test_quiet_prints_the_permutation_alone(solve, planted, converted):
     code, out, _ = solve(converted, "--quiet")
     assert code == 0
