@@ -27,6 +27,11 @@ SEARCH_ROWS = 2000
 STARTS = 12
 """Random starts of each neighbourhood on the small stacks."""
 
+APPENDIX_SEEDS = (0, 1)
+LAST_EPOCHS = 20
+"""After each of these the MSE over all rows is taken: it jumps."""
+SHOWN_EPOCHS = (1, 5, 10, 25, 50, 100, 150, 200)
+
 small = partial(training.Recipe, depth=16, hidden=32, epochs=40)
 """Trained on a generated table of 16 features: small enough for many climbs."""
 
@@ -189,6 +194,9 @@ def climbed(subject: Subject, neighbourhood: str, rows: int, places: Int[np.ndar
     }
 
 
+mse_of = jax.jit(training.loss)
+
+
 # Experiments: (key of a record, how to make it)
 
 Task = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
@@ -262,7 +270,41 @@ def proposition(path: Path) -> Iterator[Task]:
         yield {"stack": name}, partial(run, subject)
 
 
-EXPERIMENTS = {"proposition": proposition, "rows": rows, "league": league, "minima": minima}
+def appendix(path: Path) -> Iterator[Task]:
+    """Appendix A's recipe on the given table, by target and batch, two seeds each: which MSE, and when signals appear."""
+
+    def run(target: str, batch: int) -> dict[str, Any]:
+        puzzle, recipe = files.load(path), training.Recipe(batch=batch)
+        wanted = getattr(puzzle, target)
+        few = jnp.asarray(puzzle.x[:SEARCH_ROWS])
+        losses, ends, curves = [], [], []
+        for epoch in training.epochs(recipe, puzzle.x, wanted, APPENDIX_SEEDS):
+            stacks = [epoch.stack(i) for i in range(len(APPENDIX_SEEDS))]
+            losses.append(np.asarray(epoch.loss, np.float64))
+            if epoch.number > recipe.epochs - LAST_EPOCHS:
+                ends.append([float(mse_of(stack, puzzle.x, wanted)) for stack in stacks])
+            if epoch.number in SHOWN_EPOCHS:
+                curves += [
+                    {"epoch": epoch.number, "seed": seed, "loss": float(epoch.loss[i]), **analysis.signals(stacks[i], few)}
+                    for i, seed in enumerate(APPENDIX_SEEDS)
+                ]
+        by_epoch, last = np.array(losses), np.array(ends)
+        return {
+            "mse": last[-1].tolist(),
+            "mse_least": last.min(axis=0).tolist(),
+            "mse_median": np.median(last, axis=0).tolist(),
+            "loss": by_epoch[-1].tolist(),
+            "loss_least": by_epoch.min(axis=0).tolist(),
+            "loss_least_epoch": (by_epoch.argmin(axis=0) + 1).tolist(),
+            "curves": curves,
+        }
+
+    for batch in (128, 256, 64, 512, 32):
+        for target in ("true", "pred"):
+            yield {"target": target, "batch": batch}, partial(run, target, batch)
+
+
+EXPERIMENTS = {"proposition": proposition, "rows": rows, "league": league, "minima": minima, "appendix": appendix}
 
 
 def main() -> int:
@@ -288,7 +330,7 @@ def main() -> int:
                 if args.json is not None:
                     text = json.dumps({"rows": records}, indent=1)
                     files.atomic_write(args.json, lambda path, text=text: path.write_text(text))
-            shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
+            shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items() if k != "curves")
             print("  ".join(shown), flush=True)
     return 0
 

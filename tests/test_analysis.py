@@ -180,6 +180,8 @@ def test_rank_correlations(items):
         assert found.spearman == pytest.approx(-back.spearman)
         assert found.kendall == pytest.approx(-back.kendall)
     assert analysis.disorder(np.arange(5)).spearman == pytest.approx(1)
+    assert analysis.disorder(np.arange(1)).spearman == 1
+    assert np.isnan(analysis.rank_correlation(np.arange(3), np.ones(3)))
 
 
 def test_places():
