@@ -4,7 +4,7 @@ Unless said otherwise a stack stands in its order here: input half k and output 
 (`Stack.arranged`). Means are over the rows given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -434,9 +434,14 @@ class Route(NamedTuple):
     evaluations: int
 
 
-def repair_route(problem: Problem, few: Problem, start: Int[np.ndarray, "L 2"]) -> Route:
-    """Bubble repair decided on the rows of `few`, reported over those of `problem` (paper, Tables 1 to 3)."""
-    repaired = bubble_repair(few.stack, start, few.x, few.pred)
+def repair_route(
+    problem: Problem, few: Problem, start: Int[np.ndarray, "L 2"], stop: Callable[[], object] = lambda: None
+) -> Route:
+    """Bubble repair decided on the rows of `few`, reported over those of `problem` (paper, Tables 1 to 3).
+
+    It ends early where `stop()` says so, asked every eight rounds.
+    """
+    repaired = bubble_repair(few.stack, start, few.x, few.pred, stop)
     rounds = [(0, start), *((swaps, order) for swaps, order in repaired.history if swaps)]
     orders = np.stack([order for _, order in rounds])
     mse = np.asarray(score_arrangements(problem.stack, jnp.asarray(orders), problem.x, problem.pred))
