@@ -311,7 +311,7 @@ def appendix(path: Path) -> Iterator[Task]:
             "curves": curves,
         }
 
-    for batch in (128, 256, 64, 512, 32):
+    for batch in (64, 128, 256):
         for target in ("true", "pred"):
             yield {"target": target, "batch": batch}, partial(run, target, batch)
 
