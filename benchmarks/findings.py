@@ -4,6 +4,7 @@ PUZZLE is the real puzzle or any other; trained stacks of several recipes are ma
 written as soon as it is there, and a run that was stopped goes on where it was.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -19,13 +20,23 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dropjax import analysis, console, device, files, pipeline, seeding, training
+from dropjax.ladder import Ladder
 from dropjax.moves import adjacent_swaps, insertions, moved, pairs_of_positions, score_arrangements, squared_error
+from dropjax.pairing import pair
 from dropjax.pipeline import Problem
 from dropjax.stack import Stack, identity_arrangement
 
 SEARCH_ROWS = 2000
 STARTS = 12
-"""Random starts of each neighbourhood on the small stacks."""
+"""Random starts of each neighbourhood on the small stacks, and of least squares on the puzzle."""
+
+MOST_ROUNDS = 16
+"""Of a repair in the league: more than either of the paper's seeds takes."""
+
+APPENDIX_SEEDS = (0, 1)
+LAST_EPOCHS = 20
+"""After each of these the MSE over all rows is taken: it jumps."""
+SHOWN_EPOCHS = (1, 5, 10, 25, 50, 100, 150, 200)
 
 small = partial(training.Recipe, depth=16, hidden=32, epochs=40)
 """Trained on a generated table of 16 features: small enough for many climbs."""
@@ -117,13 +128,17 @@ def blocks_at(places: Int[np.ndarray, " L"]) -> Int[np.ndarray, "L 2"]:
     return np.stack([places, places], axis=1).astype(np.int32)
 
 
-def repaired(subject: Subject, rows: int, places: Int[np.ndarray, " L"]) -> dict[str, Any]:
-    """Bubble repair on the first `rows`: what sorting predicts, and what it took."""
-    few = subject.problem.first(rows)
-    route = analysis.repair_route(subject.problem, few, blocks_at(places))
+def repaired(subject: Subject, rows: int, places: Int[np.ndarray, " L"], most: int = 400) -> dict[str, Any]:
+    """Bubble repair on the first `rows`, of at most so many rounds (eights): what sorting predicts, and what it took.
+
+    Repair both ways is left out where the other did not end by itself.
+    """
+    few, asked = subject.problem.first(rows), itertools.count()
+    route = analysis.repair_route(subject.problem, few, blocks_at(places), lambda: next(asked) * 8 >= most)
     decided = analysis.decisions([order[:, 0] for order in route.arrangements])
-    both = analysis.repair_both_ways(few, blocks_at(places))
     wrong = [exchange for exchange in decided.kept if not exchange.sorts]
+    ended = len(route.table) <= most
+    both = analysis.repair_both_ways(few, blocks_at(places)) if ended else None
     return {
         **analysis.disorder(places)._asdict(),
         "mse": route.table[0][2],
@@ -134,9 +149,10 @@ def repaired(subject: Subject, rows: int, places: Int[np.ndarray, " L"]) -> dict
         "wrong_neighbours": sum(exchange.right - exchange.left <= 2 for exchange in wrong),
         "left": analysis.disorder(route.arrangements[-1][:, 0]).inversions,
         "mse_left": route.table[-1][2],
-        "both_ways_sweeps": len(both.swaps),
-        "both_ways_swaps": sum(both.swaps),
-        "both_ways_left": analysis.disorder(both.arrangement[:, 0]).inversions,
+        "ended": ended,
+        "both_ways_sweeps": None if both is None else len(both.swaps),
+        "both_ways_swaps": None if both is None else sum(both.swaps),
+        "both_ways_left": None if both is None else analysis.disorder(both.arrangement[:, 0]).inversions,
     }
 
 
@@ -187,17 +203,46 @@ def climbed(subject: Subject, neighbourhood: str, rows: int, places: Int[np.ndar
     }
 
 
+mse_of = jax.jit(training.loss)
+
+
 # Experiments: (key of a record, how to make it)
 
 Task = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
 
 
 def league(path: Path) -> Iterator[Task]:
-    """Every seed order repaired, on the puzzle and on trained stacks."""
-    for subject in (partial(given, path), example, *(partial(trained, recipe) for recipe in RECIPES)):
+    """Every seed order repaired, on trained stacks and on the puzzle, in at most `MOST_ROUNDS` rounds."""
+    for subject in (*(partial(trained, recipe) for recipe in RECIPES), partial(given, path), example):
         for seed, places in sorted(seeds(subject()).items(), key=lambda item: -analysis.disorder(item[1]).kendall):
             key = {"stack": subject().name, "seed": seed}
-            yield key, partial(lambda subject, places: repaired(subject(), SEARCH_ROWS, places), subject, places)
+            yield (
+                key,
+                partial(lambda subject, places: repaired(subject(), SEARCH_ROWS, places, MOST_ROUNDS), subject, places),
+            )
+
+
+def least_squares(path: Path) -> Iterator[Task]:
+    """Orders by least squares on the puzzle, from each seed order and from random ones, each alone."""
+
+    def run(places: Int[np.ndarray, " L"]) -> dict[str, Any]:
+        stack, x, pred = given(path).problem
+        weights = pair(np.asarray(stack.w_in), np.asarray(stack.w_out))
+        ladder = Ladder(stack, np.asarray(x), np.asarray(pred), weights, lambda: False, seed=0)
+        start = ladder.judged(blocks_at(places))
+        found = ladder.ordered(start)
+        return {
+            **analysis.disorder(places)._asdict(),
+            "mse": start.mse,
+            "regressions": found.rounds,
+            "mse_left": found.mse,
+            "left": analysis.disorder(found.arrangement[:, 0]).inversions,
+        }
+
+    starts = seeds(given(path))
+    starts |= {f"random {k}": np.random.default_rng(k).permutation(given(path).problem.stack.depth) for k in range(STARTS)}
+    for seed, places in sorted(starts.items(), key=lambda item: -analysis.disorder(item[1]).kendall):
+        yield {"stack": "given puzzle", "seed": seed}, partial(run, places)
 
 
 def rows(path: Path) -> Iterator[Task]:
@@ -260,7 +305,48 @@ def proposition(path: Path) -> Iterator[Task]:
         yield {"stack": name}, partial(run, subject)
 
 
-EXPERIMENTS = {"proposition": proposition, "rows": rows, "league": league, "minima": minima}
+def appendix(path: Path) -> Iterator[Task]:
+    """Appendix A's recipe on the given table, by target and batch, two seeds each: which MSE, and when signals appear."""
+
+    def run(target: str, batch: int) -> dict[str, Any]:
+        puzzle, recipe = files.load(path), training.Recipe(batch=batch)
+        wanted = getattr(puzzle, target)
+        few = jnp.asarray(puzzle.x[:SEARCH_ROWS])
+        losses, ends, curves = [], [], []
+        for epoch in training.epochs(recipe, puzzle.x, wanted, APPENDIX_SEEDS):
+            stacks = [epoch.stack(i) for i in range(len(APPENDIX_SEEDS))]
+            losses.append(np.asarray(epoch.loss, np.float64))
+            if epoch.number > recipe.epochs - LAST_EPOCHS:
+                ends.append([float(mse_of(stack, puzzle.x, wanted)) for stack in stacks])
+            if epoch.number in SHOWN_EPOCHS:
+                curves += [
+                    {"epoch": epoch.number, "seed": seed, "loss": float(epoch.loss[i]), **analysis.signals(stacks[i], few)}
+                    for i, seed in enumerate(APPENDIX_SEEDS)
+                ]
+        by_epoch, last = np.array(losses), np.array(ends)
+        return {
+            "mse": last[-1].tolist(),
+            "mse_least": last.min(axis=0).tolist(),
+            "mse_median": np.median(last, axis=0).tolist(),
+            "loss": by_epoch[-1].tolist(),
+            "loss_least": by_epoch.min(axis=0).tolist(),
+            "loss_least_epoch": (by_epoch.argmin(axis=0) + 1).tolist(),
+            "curves": curves,
+        }
+
+    for batch in (64, 128, 256):
+        for target in ("true", "pred"):
+            yield {"target": target, "batch": batch}, partial(run, target, batch)
+
+
+EXPERIMENTS = {
+    "proposition": proposition,
+    "rows": rows,
+    "league": league,
+    "minima": minima,
+    "least_squares": least_squares,
+    "appendix": appendix,
+}
 
 
 def main() -> int:
@@ -286,7 +372,7 @@ def main() -> int:
                 if args.json is not None:
                     text = json.dumps({"rows": records}, indent=1)
                     files.atomic_write(args.json, lambda path, text=text: path.write_text(text))
-            shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
+            shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items() if k != "curves")
             print("  ".join(shown), flush=True)
     return 0
 

@@ -4,7 +4,7 @@ Unless said otherwise a stack stands in its order here: input half k and output 
 (`Stack.arranged`). Means are over the rows given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -246,7 +246,7 @@ def disorder(places: Int[np.ndarray, " L"]) -> Disorder:
     order = np.arange(len(places))
     pairs = len(places) * (len(places) - 1) // 2
     return Disorder(
-        spearman=rank_correlation(order, places),
+        spearman=rank_correlation(order, places) if len(places) > 1 else 1.0,
         kendall=1 - 2 * float(wrong.sum()) / max(pairs, 1),
         inversions=int(wrong.sum()),
         largest_displacement=int(np.abs(places - order).max()),
@@ -255,9 +255,9 @@ def disorder(places: Int[np.ndarray, " L"]) -> Disorder:
 
 
 def rank_correlation(a: Num[np.ndarray, " n"], b: Num[np.ndarray, " n"]) -> float:
-    """Spearman's; 1 where there are no two different values to rank."""
+    """Spearman's; NaN where there are no two different values to rank."""
     ranks = np.stack([rankdata(a), rankdata(b)]) if len(a) else np.zeros((2, 1))
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1]) if np.all(np.ptp(ranks, axis=1) > 0) else 1.0
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1]) if np.all(np.ptp(ranks, axis=1) > 0) else float("nan")
 
 
 def places_in(order: Int[np.ndarray, "L 2"], solved: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, " L"]:
@@ -402,7 +402,7 @@ def signals(stack: Stack, x: Float[Array, "N d"]) -> dict[str, float]:
     paired                share of pairs found by d(i, j) (paper, Section 3.1)
     own_min, own_median   d of right pairs
     other_max             d of the likeliest wrong pair
-    w_out_norm, delta_norm, w_in_norm   rank correlations with depth
+    w_out_norm, delta_norm, w_in_norm   rank correlations with depth, NaN of one block
     """
     score, trace = diagonal_dominance(stack.w_in, stack.w_out)
     own = score.diagonal()
@@ -434,9 +434,14 @@ class Route(NamedTuple):
     evaluations: int
 
 
-def repair_route(problem: Problem, few: Problem, start: Int[np.ndarray, "L 2"]) -> Route:
-    """Bubble repair decided on the rows of `few`, reported over those of `problem` (paper, Tables 1 to 3)."""
-    repaired = bubble_repair(few.stack, start, few.x, few.pred)
+def repair_route(
+    problem: Problem, few: Problem, start: Int[np.ndarray, "L 2"], stop: Callable[[], object] = lambda: None
+) -> Route:
+    """Bubble repair decided on the rows of `few`, reported over those of `problem` (paper, Tables 1 to 3).
+
+    It ends early where `stop()` says so, asked every eight rounds.
+    """
+    repaired = bubble_repair(few.stack, start, few.x, few.pred, stop)
     rounds = [(0, start), *((swaps, order) for swaps, order in repaired.history if swaps)]
     orders = np.stack([order for _, order in rounds])
     mse = np.asarray(score_arrangements(problem.stack, jnp.asarray(orders), problem.x, problem.pred))

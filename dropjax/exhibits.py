@@ -97,7 +97,8 @@ def _puzzle(report: Report, solved: Solved, solution: Solution) -> None:
     report.numbers |= {
         "puzzle": dict(zip(names, sizes, strict=True)) | {"rows": rows, "activation": solution.stack.activation},
         "solution": {name: record[name] for name in kept} | {"groups_of_ties": len(solution.ties)},
-        "made_by": {"versions": record["versions"], "device": record["device"], "precision": record["precision"]},
+        "made_by": {"versions": record["versions"], "device": record["device"], "precision": record["precision"]}
+        | {"search_rows": len(solved.few.x)},
     }
     report.add(
         "architecture",
@@ -211,13 +212,13 @@ def _pairing(report: Report, solved: Solved, _: Solution) -> None:
         *(score, right),
     )
     some = np.unique(np.linspace(0, puzzle.depth - 1, 4).round().astype(int))
-    others = np.roll(some, 1) if len(some) > 1 else some
+    others = np.roll(some, 1)
     crossed = np.asarray(solved.stack.w_out)[others] @ np.asarray(solved.stack.w_in)[some]
     report.add(
         "product_examples",
-        "Upper row: matrices W_out·W_in of right pairs. Lower row: of wrong ones. One colour scale, blue is negative.",
+        "Matrices W_out·W_in of right pairs, and of wrong ones below where there are any, on one scale; blue is negative.",
         figures.product_examples,
-        *(products[some], crossed),
+        *(products[some], crossed if len(some) > 1 else crossed[:0]),
     )
     report.add(
         "products",
@@ -228,7 +229,8 @@ def _pairing(report: Report, solved: Solved, _: Solution) -> None:
     report.add(
         "pairing_theory",
         "Left: d of right pairs against the relative size of the rest, on the curve of Eq. 18. Middle: histogram of "
-        "standardised traces of wrong pairs under the normal density. Right: their d under its predicted density.",
+        "standardised traces of wrong pairs under the normal density. Right: their d under its predicted density. Of one "
+        "block the left one alone.",
         figures.pairing_theory,
         *(split, wrong, width, score[~right]),
     )
@@ -304,12 +306,9 @@ def _blocks(report: Report, solved: Solved, _: Solution) -> None:
     )
 
 
-def quantile(values: Float[np.ndarray, " n"], share: float) -> float | None:
-    """None of no values."""
-    return float(np.quantile(values, share)) if values.size else None
-
-
 def _commutators(report: Report, solved: Solved, _: Solution) -> None:
+    if solved.stack.depth == 1:
+        return
     sizes = jax.tree.map(np.asarray, analysis.commutators(solved.stack, solved.problem.x[:COMMUTATOR_ROWS]))
     upper = np.triu_indices(len(sizes.size), 1)
     size, product, change, first = (a[upper] for a in (sizes.size, sizes.product, sizes.change, sizes.first_order))
@@ -317,11 +316,11 @@ def _commutators(report: Report, solved: Solved, _: Solution) -> None:
     distances = sorted({k for k in (1, 2, 5, 10, 20, 40, depth - 1) if 0 < k < depth})
     report.numbers["commutators"] = {
         "rows": min(COMMUTATOR_ROWS, len(solved.puzzle.x)),
-        "share_median": quantile(size / change, 0.5),
-        "over_product_median": quantile(size / product, 0.5),
-        "over_product_low": quantile(size / product, 0.05),
-        "over_product_high": quantile(size / product, 0.95),
-        "first_order_median": quantile(first / size, 0.5),
+        "share_median": np.median(size / change),
+        "over_product_median": np.median(size / product),
+        "over_product_low": np.quantile(size / product, 0.05),
+        "over_product_high": np.quantile(size / product, 0.95),
+        "first_order_median": np.median(first / size),
         "correlation": analysis.rank_correlation(size, product),
         "slope": np.polyfit(np.log(product), np.log(size), 1)[0] if len(size) > 1 else None,
         "by_distance": [
@@ -344,6 +343,8 @@ def _commutators(report: Report, solved: Solved, _: Solution) -> None:
 
 
 def _order(report: Report, solved: Solved, _: Solution) -> None:
+    if solved.stack.depth == 1:
+        return
     problem, few, arrangement = solved.problem, solved.few, solved.arrangement
     pairs = arrangement[np.argsort(arrangement[:, 0])]
     places = partial(analysis.places_in, solved=arrangement)

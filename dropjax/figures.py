@@ -68,7 +68,8 @@ def headline(figure: Figure, text: str) -> None:
 def architecture(depth: int, hidden: int, width: int, outputs: int, activation: str, narrow: bool = False) -> Figure:
     """The stack as boxes: first and last block, what is in one, and the last layer (paper, Fig. 1)."""
     figure, (ax,) = panels(1, narrow, height=5.4 if narrow else 1.9)
-    headline(figure, f"{depth} residual blocks of {width} → {hidden} → {width}, then a last layer to {outputs}")
+    blocks = "residual block" if depth == 1 else "residual blocks"
+    headline(figure, f"{depth} {blocks} of {width} → {hidden} → {width}, then a last layer to {outputs}")
     inside = f"W_in  {hidden}×{width}\n{activation}\nW_out  {width}×{hidden}"
     last = f"block {depth}" if depth > 1 else None
     boxes = [
@@ -152,7 +153,9 @@ def pairing_histogram(score: Float[np.ndarray, "L L"], right: Bool[np.ndarray, "
     """d(i, j) of right pairs against wrong ones (paper, Fig. 3b)."""
     figure, (ax,) = panels(1, narrow, height=3.0)
     least, most = float(score[right].min()), float(score[~right].max(initial=0))
-    if least > most:
+    if not np.any(~right):
+        headline(figure, f"One block, d = {least:.2f}: no wrong pair to compare it with")
+    elif least > most:
         headline(figure, f"Right pairs (d ≥ {least:.2f}) and wrong ones (d ≤ {most:.2f}) do not overlap")
     else:
         headline(figure, f"Right pairs reach down to {least:.2f}, wrong ones up to {most:.2f}: they overlap")
@@ -165,14 +168,15 @@ def pairing_histogram(score: Float[np.ndarray, "L L"], right: Bool[np.ndarray, "
 
 
 def product_examples(right: Float[np.ndarray, "n d d"], wrong: Float[np.ndarray, "n d d"], narrow: bool = False) -> Figure:
-    """W_out·W_in of some right pairs above wrong ones, on one scale (paper, Fig. 4)."""
-    count = len(right)
+    """W_out·W_in of some right pairs above wrong ones, on one scale (paper, Fig. 4); `wrong` may be empty."""
+    count, rows = len(right), 2 if len(wrong) else 1
     negative = int(np.sum(np.trace(right, axis1=1, axis2=2) < 0))
     figure = Figure(figsize=(4.2, 2.9) if narrow else (8.6, 4.6), layout="constrained")
-    axes = np.array([figure.add_subplot(2, count, k + 1) for k in range(2 * count)]).reshape(2, count)
-    headline(figure, f"A negative diagonal in {negative} of {count} right pairs, no structure in wrong ones")
+    axes = np.array([figure.add_subplot(rows, count, k + 1) for k in range(rows * count)]).reshape(rows, count)
+    beside = ", no structure in wrong ones" if len(wrong) else ""
+    headline(figure, f"A negative diagonal in {negative} of {count} right pairs{beside}")
     scale = _symmetric(np.concatenate([right, wrong]))
-    for row, matrices, name in zip(axes, (right, wrong), ("right", "wrong"), strict=True):
+    for row, matrices, name in zip(axes, (right, wrong), ("right", "wrong"), strict=False):
         for ax, matrix in zip(row, matrices, strict=True):
             ax.imshow(matrix, cmap=SIGNED, norm=scale, interpolation="nearest")
             title = f"tr {np.trace(matrix):.1f}" if narrow else f"{name}, tr = {np.trace(matrix):.2f}"
@@ -255,7 +259,10 @@ def block_properties(blocks: Blocks, narrow: bool = False) -> Figure:
     position = np.arange(1, depth + 1)
     delta_norm = np.asarray(blocks.delta_norm)
     correlation = rank_correlation(position, delta_norm)
-    headline(figure, f"Delta-norm against position: rank correlation {correlation:.2f}")
+    across = (
+        f" against position: rank correlation {correlation:.2f}" if depth > 1 else f" of the one block: {delta_norm[0]:.3g}"
+    )
+    headline(figure, f"Delta-norm{across}")
     for values, colour in zip(np.asarray(blocks.singular_values), _colours(depth, position - 1), strict=True):
         spectra.plot(np.arange(1, len(values) + 1), values, color=colour, lw=0.8)
     spectra.set(title="Singular values of W_out·W_in", xlabel="index", ylabel="singular value")
@@ -281,12 +288,12 @@ def proposition_1(blocks: Blocks, narrow: bool = False) -> Figure:
     trace, squared, half = (np.asarray(a) for a in (blocks.trace, blocks.jacobian_squared, blocks.jacobian_trace))
     width = blocks.singular_values.shape[1]
     position = np.arange(1, len(trace) + 1)
-    ratio = np.median(squared / -trace) if np.all(trace != 0) else np.nan
+    ratio = np.median(squared / np.abs(trace)) if np.all(trace != 0) else np.nan
     negative = int(np.sum(trace < 0))
     headline(
         figure,
         f"The sign is as Proposition 1 says in {negative} of {len(trace)} blocks; the size is not: "
-        f"E‖J_r‖² is {ratio:.2f} of −tr in the middle block",
+        f"E‖J_r‖² is {ratio:.2f} of |tr| in the middle block",
     )
     sides.plot(position, trace, "o", color=BLUE, ms=3, label="tr(W_out·W_in)")
     sides.plot(position, 2 * half, "^", color=GREEN, ms=3, label="2·E[tr J_r] (Eq. 14)")
@@ -308,13 +315,16 @@ def proposition_1(blocks: Blocks, narrow: bool = False) -> Figure:
 def pairing_theory(
     right: RightPairs, wrong: WrongPairs, width: int, wrong_scores: Float[np.ndarray, " K"], narrow: bool = False
 ) -> Figure:
-    """Eqs. 18, 20 and 21, predicted against measured."""
-    figure, (bound, traces, scores) = panels(3, narrow, columns=3, height=3.1)
-    headline(
-        figure,
-        f"Wrong pairs against random matrices: the trace spreads {np.std(wrong.standardised):.2f} times as far, "
-        f"d is about {wrong.ratio:.3f} for {wrong.predicted_ratio:.3f}",
-    )
+    """Eqs. 18, 20 and 21, predicted against measured; Eq. 18 alone where there are no wrong pairs."""
+    figure, (bound, *others) = panels(3 if wrong_scores.size else 1, narrow, columns=3, height=3.1)
+    if others:
+        headline(
+            figure,
+            f"Wrong pairs against random matrices: the trace spreads {np.std(wrong.standardised):.2f} times as far, "
+            f"d is about {wrong.ratio:.3f} for {wrong.predicted_ratio:.3f}",
+        )
+    else:
+        headline(figure, "Right pairs as Eq. 18 has them; there are no wrong ones")
     ratio = right.rest_norm / np.where(right.epsilon > 0, right.epsilon * width**0.5, 1)
     curve = np.linspace(0, max(4.0, float(ratio.max()) * 1.05), 200)
     bound.plot(curve, np.sqrt(width / (1 + curve**2)), color=GREY, label="√d / √(1 + …²)")
@@ -322,6 +332,9 @@ def pairing_theory(
     bound.axhline(width**0.5, color=BLACK, ls="--", lw=0.8, label=f"√d = {width**0.5:.2f}")
     bound.set(title="Right pairs (Eq. 18)", xlabel="‖E‖ / (ε·√d)", ylabel="d(i, i)", ylim=(0, None))
     bound.legend(fontsize=8)
+    if not others:
+        return figure
+    traces, scores = others
     grid = np.linspace(-4, 4, 200)
     traces.hist(wrong.standardised, 50, range=(-4, 4), density=True, color=GREY, label="wrong pairs")
     traces.plot(grid, stats.norm.pdf(grid), color=BLUE, label="predicted: N(0, 1)")
@@ -353,7 +366,7 @@ def commutator_sizes(sizes: Commutators, narrow: bool = False) -> Figure:
         low, middle, high = by_distance(values).T
         steps = np.arange(1, len(middle) + 1)
         ax.fill_between(steps, low, high, color=SKY, alpha=0.5, lw=0, label="middle half of the pairs")
-        ax.plot(steps, middle, color=BLUE, label="median")
+        ax.plot(steps, middle, "-" if len(steps) > 1 else "o", color=BLUE, label="median")
         ax.set(title=title, xlabel="distance in depth", ylim=(0, None))
     distance.set_ylabel("E‖B(A(x)) − A(B(x))‖")
     distance.legend(fontsize=8, loc="upper left")
@@ -415,13 +428,12 @@ def preference_cycles(
     positive = np.concatenate([absolute, margins])
     positive = positive[positive > 0]
     if positive.size:
-        bins = np.geomspace(positive.min(), positive.max() * 1.01, 40)
-        if positive.min() < positive.max():
-            sizes.hist(absolute, bins.tolist(), color=GREY, label=f"|g| of all {len(absolute):,} pairs")
-            sizes.hist(margins, bins.tolist(), color=RED, label="smallest |g| of each cycle")
-            sizes.set_xscale("log")
-            sizes.legend(fontsize=8, loc="upper left")
-            sizes.set_ylim(0, 1.25 * sizes.get_ylim()[1])
+        bins = np.geomspace(positive.min() * 0.99, positive.max() * 1.01, 40)
+        sizes.hist(absolute, bins.tolist(), color=GREY, label=f"|g| of all {len(absolute):,} pairs")
+        sizes.hist(margins, bins.tolist(), color=RED, label="smallest |g| of each cycle")
+        sizes.set_xscale("log")
+        sizes.legend(fontsize=8, loc="upper left")
+        sizes.set_ylim(0, 1.25 * sizes.get_ylim()[1])
     sizes.set(title="How sure the preferences are", xlabel="|g|, change of the MSE by the swap", ylabel="pairs")
     return figure
 
@@ -476,6 +488,7 @@ def repairs(
         kept.bar(k, sorting, color=colours[name], width=0.6)
         kept.bar(k, wrong, bottom=sorting, color="white", edgecolor=colours[name], hatch="////", width=0.6)
         kept.text(k, sorting + wrong, f"{sorting} + {wrong}", ha="center", va="bottom", fontsize=8)
+    kept.set_ylim(0, 1.1 * max(kept.get_ylim()[1], 1))
     kept.set_xticks(range(len(names)), [name.replace("–", "–\n") for name in names])
     kept.set(title="Exchanges (hatched: wrong)", ylabel="exchanges")
     return figure

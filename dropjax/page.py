@@ -132,12 +132,16 @@ def render(template: str, title: str, record: Mapping[str, Any], drawn: Mapping[
 
     {{figure NAME}}
     {{table PATH | caption | heading = key:format | …}}
-    {{if NAME}} … {{end}} and {{unless PATH}} … {{end}}, kept where the record has NAME, or where what is at PATH is false.
+    {{if PATH}} … {{end}} and {{unless PATH}} … {{end}}, kept where the record has something at PATH that is neither false, 0
+    nor empty, or where it has not.
     """
 
     def kept(match: re.Match) -> str:
-        keep = match[2] in record if match[1] == "if" else not look_up(record, match[2])
-        return match[3] if keep else ""
+        try:
+            there = bool(look_up(record, match[2]))
+        except LookupError:
+            there = False
+        return match[3] if there == (match[1] == "if") else ""
 
     def placed(match: re.Match) -> str:
         if match[1] == "figure":

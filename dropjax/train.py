@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from dropjax import analysis, console, device, files, planted, training
 from dropjax.puzzle import InputError, Puzzle
+from dropjax.solution import plain
 from dropjax.stack import ACTIVATIONS
 
 SIGNAL_ROWS = 2000
@@ -120,7 +121,7 @@ def followed(epochs: Iterable[training.Epoch], x: ArrayLike, seeds: Sequence[int
         for i, seed in enumerate(seeds):
             stack = epoch.stack(i)
             record = {"seed": seed, "epoch": epoch.number, "loss": float(epoch.loss[i]), **analysis.signals(stack, few)}
-            rows.append(record)
+            rows.append(plain(record))
         text = json.dumps({"rows": rows}, indent=1) + "\n"
         files.atomic_write(path, lambda path, text=text: path.write_text(text))
         yield epoch

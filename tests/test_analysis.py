@@ -180,6 +180,8 @@ def test_rank_correlations(items):
         assert found.spearman == pytest.approx(-back.spearman)
         assert found.kendall == pytest.approx(-back.kendall)
     assert analysis.disorder(np.arange(5)).spearman == pytest.approx(1)
+    assert analysis.disorder(np.arange(1)).spearman == 1
+    assert np.isnan(analysis.rank_correlation(np.arange(3), np.ones(3)))
 
 
 def test_places():
@@ -212,6 +214,7 @@ def test_repairs_agree_with_their_parts(stack, x):
     assert route.table[0] == (0, 0, pytest.approx(reference.mse(stack, start, x, pred), rel=1e-3), 0)
     assert route.table[1][1:] == (1, pytest.approx(0, abs=1e-9), 1)
     np.testing.assert_array_equal(route.arrangements[-1], identity_arrangement(L))
+    assert len(analysis.repair_route(problem, problem, start, stop=lambda: True).table) == 1
     both = analysis.repair_both_ways(problem, start)
     assert both.swaps == [1]
     np.testing.assert_array_equal(both.arrangement, identity_arrangement(L))

@@ -163,6 +163,31 @@ def test_commutator_sizes():
     np.testing.assert_allclose(dots, np.stack([sizes.product[upper], sizes.size[upper]], axis=1), rtol=1e-6)
 
 
+def test_without_wrong_pairs():
+    """Of one block the right pair is shown and nothing is said of wrong ones."""
+    one = jax.tree.map(lambda a: a[:1], (STACK.w_in, STACK.w_out))
+    product = np.asarray(one[1] @ one[0])
+    score, trace = diagonal_dominance(*one)
+    right = analysis.right_pairs(product)
+    wrong = analysis.wrong_pairs(np.asarray(one[0]), np.asarray(one[1]), RIGHT[:1, :1], score, trace)
+    (bound,) = both(figures.pairing_theory, right, wrong, D, np.zeros(0)).axes
+    np.testing.assert_array_equal(lines(bound)["right pairs"], right.predicted)
+    matrices = both(figures.product_examples, product, product[:0]).axes[:-1]
+    (matrix,) = map(shown, matrices)
+    np.testing.assert_array_equal(matrix, product[0])
+    assert "no wrong pair" in title(both(figures.pairing_histogram, score, RIGHT[:1, :1]))
+
+
+def test_one_pair_of_blocks():
+    """A single commutator and a single preference are seen, too."""
+    sizes = analysis.Commutators(*(np.full((2, 2), value) for value in (1.0, 1.0, 2.0, 4.0)))
+    (median,) = both(figures.commutator_sizes, sizes).axes[0].get_lines()
+    assert (median.get_marker(), list(median.get_ydata())) == ("o", [1.0])
+    gaps = np.array([[0, 0.5], [-0.5, 0]])
+    _, bars = both(figures.preference_cycles, np.zeros((0, 3), int), np.arange(2), np.zeros(0), gaps).axes
+    assert sum(heights(bars.containers[0])) == 1
+
+
 def test_preference_cycles():
     places = np.array([3, 0, 1, 2])
     members, margins = np.array([[0, 1, 3]]), np.array([0.25])

@@ -82,18 +82,66 @@ def test_nothing_outside_is_asked_for(made):
     assert str(made) not in html
 
 
-@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_in_a_browser(made, width, tmp_path):
-    shots = Path(os.environ.get("DROPJAX_ARTEFACTS") or tmp_path)
-    shots.mkdir(parents=True, exist_ok=True)
-    seen = browser.visit(made / "out" / "index.html", width, shots / f"report-{width}.png")
+@pytest.mark.parametrize(("depth", "figures"), [(1, 13), (2, 18)])
+def test_stacks_of_one_and_two_blocks(depth, figures, tmp_path):
+    """What makes no sense of them is left out, and nothing is NaN."""
+    shape = ("--depth", str(depth), "--hidden", "7", "--width", "5", "--rows", "60", "--epochs", "2", "--quiet")
+    assert train.main([str(tmp_path / "few.safetensors"), "--curves", str(tmp_path / "curves.json"), *shape]) == 0
+    assert report.main([str(tmp_path / "few.safetensors"), str(tmp_path / "out"), "--quiet"]) == 0
+
+    def forbidden(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    curves = json.loads((tmp_path / "curves.json").read_text(), parse_constant=forbidden)["rows"]
+    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text(), parse_constant=forbidden)
+    html = (tmp_path / "out" / "index.html").read_text()
+    assert len(list((tmp_path / "out" / "figures").glob("*.svg"))) == html.count("<figure>") == figures
+    assert not [alt for alt in re.findall(r'alt="(.*?)"', html) if "nan" in alt]
+    for path, value in numbers_in(html):
+        assert str(page.look_up(numbers, path)) == value
+    assert ("nothing to order" in html) == (depth == 1)
+    assert ("league" in numbers) == ("commutators" in numbers) == (depth == 2)
+    for correlation in (curves[0]["delta_norm"], numbers["proposition_1"]["delta_norm_correlation"]):
+        assert correlation is None if depth == 1 else abs(correlation) == pytest.approx(1)
+
+
+def assert_fits(page, width, shot):
+    """In a browser of that width: no overflow, nothing broken, no message, nothing asked for from outside."""
+    shot.parent.mkdir(parents=True, exist_ok=True)
+    seen = browser.visit(page, width, shot)
     assert (seen.width, seen.scroll_width) == (width, width)
     assert seen.overflowing == []
     assert seen.broken == 0
     assert (seen.console, seen.requests) == ([], [])
     assert seen.served == ["/frame.html", "/index.html"]
-    assert (shots / f"report-{width}.png").stat().st_size > 10_000
+    assert shot.stat().st_size > 10_000
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_a_browser(made, width, tmp_path):
+    shots = Path(os.environ.get("DROPJAX_ARTEFACTS") or tmp_path)
+    assert_fits(made / "out" / "index.html", width, shots / f"report-{width}.png")
+
+
+def test_the_real_puzzles_page(real_folder, tmp_path):
+    """Its numbers are the paper's, and it fits a screen and a phone."""
+    assert report.main([str(real_folder), str(tmp_path / "out"), "--train", "none", "--quiet"]) == 0
+    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert numbers["solution"]["outcome"] == "exact"
+    assert numbers["seeds"] == {
+        "delta_norm": pytest.approx(0.036794, abs=5e-7),
+        "w_out_norm": pytest.approx(0.075851, abs=5e-7),
+    }
+    assert [[row[1] for row in numbers[table][1:]] for table in ("table2", "table3")] == [
+        [23, 20, 21, 15, 11, 9, 12, 5, 2, 1, 1, 1, 1],
+        [30, 16, 12, 9, 4, 1],
+    ]
+    assert (numbers["bradley_terry"]["three_cycles"], numbers["bradley_terry"]["violating_triples"]) == (22, 66)
+    if browser.CHROMIUM is not None:
+        shots = Path(os.environ.get("DROPJAX_ARTEFACTS") or tmp_path)
+        for width in (1280, 390):
+            assert_fits(tmp_path / "out" / "index.html", width, shots / f"real-{width}.png")
 
 
 def test_not_solved_is_said(made):
@@ -147,6 +195,12 @@ def test_the_short_page():
         assert str(page.look_up(record, path)) == value
     gaps = [float(value) for path, value in numbers_in(html) if path.startswith("pairing.gap.")]
     assert gaps == sorted(gaps) and len(gaps) == 4
+
+
+@pytest.mark.parametrize(("record", "text"), [({"a": {"b": 2}}, "yes"), ({"a": {"b": 0}}, "no"), ({"c": 1}, "no")])
+def test_parts_are_kept_by_what_the_record_holds(record, text):
+    html = page.render("{{if a.b}}\nyes\n{{end}}\n{{unless a.b}}\nno\n{{end}}\n", "", record, {})
+    assert re.findall("yes|no$", html, re.MULTILINE) == [text]
 
 
 @pytest.mark.parametrize(
