@@ -226,9 +226,9 @@ def least_squares(path: Path) -> Iterator[Task]:
     """Orders by least squares on the puzzle, from each seed order and from random ones, each alone."""
 
     def run(places: Int[np.ndarray, " L"]) -> dict[str, Any]:
-        stack, x, pred = given(path).problem
+        stack, _, _, table = given(path).problem
         weights = pair(np.asarray(stack.w_in), np.asarray(stack.w_out))
-        ladder = Ladder(stack, np.asarray(x), np.asarray(pred), weights, lambda: False, seed=0)
+        ladder = Ladder(stack, *table, weights, lambda: False, seed=0)
         start = ladder.judged(blocks_at(places))
         found = ladder.ordered(start)
         return {

@@ -2,9 +2,11 @@
 
 Rung by rung, each from the best so far: orders by least squares, from seed orders and from random ones; pairings by least
 squares, each judged by the order that it leads to; annealing, where neither goes on; at last every move is scored exactly,
-the best one made, and so on until none helps.
+the best one made, and so on until none helps. Of few blocks, every arrangement is tried.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -59,6 +61,8 @@ TRIED = 4
 """Proposed orders or pairings that are judged on many rows."""
 PORTION = 512
 """Moves that are scored exactly before the best of them is made, if it helps."""
+EXHAUSTIBLE = 20_000
+"""Arrangements that are all tried: up to five blocks."""
 PART = 20
 """Rounds between two looks at the clock."""
 
@@ -242,6 +246,19 @@ class Ladder:
                 break
             best = better
         return best._replace(rounds=rounds)
+
+    @property
+    def exhaustible(self) -> bool:
+        """Whether all arrangements can be tried."""
+        return math.factorial(self.stack.depth) ** 2 <= EXHAUSTIBLE
+
+    def exhausted(self, best: Climbed) -> Climbed:
+        """The best of all arrangements."""
+        orders = list(itertools.permutations(range(self.stack.depth)))
+        every = np.array([np.stack(halves, axis=1) for halves in itertools.product(orders, orders)], np.int32)
+        scores = np.asarray(score_arrangements(self.stack, every, *self.many, memory=self.memory))
+        found = self.judged(every[np.argsort(scores)[0]])
+        return min(best, found, key=lambda of: of.mse)._replace(rounds=len(every))
 
     def scanned(self, best: Climbed) -> Climbed:
         """Swaps, insertions and doubtful pair swaps, scored exactly, those first that are predicted to help most.

@@ -515,6 +515,7 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) ->
         ("annealing", ladder.warmed),
         ("pairs by least squares", ladder.paired),
         ("exact scan", ladder.scanned),
+        *((("every arrangement", ladder.exhausted),) if ladder.exhaustible else ()),
     )
     for name, climbing in rungs[:1] if by_places(stack.depth) else rungs:
         if run.stop() or run.solved(climbed.arrangement):

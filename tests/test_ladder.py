@@ -55,6 +55,17 @@ def test_the_scan_alone_mends_one_move_of_each_kind():
     np.testing.assert_array_equal(climb.scanned(climb.judged(swapped)).arrangement, truth)
 
 
+def test_of_few_blocks_every_arrangement_is_tried(monkeypatch):
+    monkeypatch.setattr("test_ladder.L", 3)
+    climb, truth, start, _ = dropped(8, wrong=2)
+    found = climb.exhausted(climb.judged(start))
+    np.testing.assert_array_equal(found.arrangement, truth)
+    assert found.rounds == 36
+    assert climb.exhaustible
+    monkeypatch.setattr(ladder, "EXHAUSTIBLE", 35)
+    assert not climb.exhaustible
+
+
 def test_the_truth_is_left_alone():
     climb, truth, _, _ = dropped(4)
     at = climb.judged(truth)
