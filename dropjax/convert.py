@@ -1,6 +1,10 @@
 """PyTorch piece files to arrays and back. The only module that imports torch, and only when called."""
 
+import io
+import mmap
+import pickletools
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -20,12 +24,49 @@ STARTS = (b"PK\x03\x04", b"\x80")
 """torch.save's archives, and its older bare pickles."""
 
 
+GREEDY = "a pickle that asks for a bytearray: refused, not run"
+
+
 def _torch() -> ModuleType:
     try:
         import torch
     except ImportError:
         raise InputError(".pth files: expected PyTorch to read them, got none: pip install 'dropjax[convert]'") from None
     return torch
+
+
+def load_pth(path: str | Path, mapped: bool = False) -> Any:
+    """Whatever `torch.save` wrote to the file, its tensors on the CPU (with `mapped`, an archive's are not read yet).
+
+    Nothing in the file is ever run: it is unpickled with `weights_only=True` and no other way. Raises `InputError`.
+    """
+    path, torch = Path(path), _torch()
+    try:
+        if not path.is_file() and path.exists():  # opening a pipe would wait for ever
+            raise InputError(f"{path}: expected a PyTorch state dict, got no ordinary file")
+        with path.open("rb") as file:
+            head = file.read(512)
+        archive = head.startswith(b"PK")
+        what = not_data(head) or (None if head.startswith(STARTS) else f"a file that begins with {head[:12]!r}")
+        if what := what or (_bad_archive(path) if archive else _greedy_file(path)):
+            raise InputError(f"{path}: expected a PyTorch state dict, got {what}")
+        with warnings.catch_warnings():  # of tensor types that are refused elsewhere
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: expected a file that can be read, got {error.strerror or error}") from None
+    except Exception as error:  # torch raises whatever its parsers do
+        raise InputError(f"{path}: expected a PyTorch state dict, got {_trouble(error)}") from None
+
+
+def unwrapped(data: Any) -> Any:
+    """The state dict in a checkpoint that keeps it under one of `WRAPPERS`."""
+    for _ in WRAPPERS:
+        inner = [k for k in WRAPPERS if isinstance(data, Mapping) and isinstance(data.get(k), Mapping)]
+        data = data[inner[0]] if inner else data
+    return data
 
 
 def read_pth(
@@ -35,26 +76,8 @@ def read_pth(
 
     Nothing in the file is ever run: it is unpickled with `weights_only=True` and no other way. Raises `InputError`.
     """
-    path, torch = Path(path), _torch()
-    try:
-        if not path.is_file() and path.exists():  # opening a pipe would wait for ever
-            raise InputError(f"{path}: expected a PyTorch state dict, got no ordinary file")
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(512)
-        what = _not_torch(head) or (_bad_archive(path) if head.startswith(b"PK") else None)
-        if what:
-            raise InputError(f"{path}: expected a PyTorch state dict, got {what}")
-        with warnings.catch_warnings():  # of tensor types that are refused below
-            warnings.simplefilter("ignore")
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: expected a file that can be read, got {error.strerror or error}") from None
-    except Exception as error:  # torch raises whatever its parsers do
-        raise InputError(f"{path}: expected a PyTorch state dict, got {_trouble(error)}") from None
-
+    path = Path(path)
+    data, size = load_pth(path), path.stat().st_size
     weight, bias = _layer(path, data)
     arrays = {}
     for name, tensor in (("weight", weight), ("bias", bias)):
@@ -73,34 +96,54 @@ def write_pth(path: str | Path, weight: Float32[np.ndarray, "out in"], bias: Flo
     torch.save({name: torch.from_numpy(np.array(a, np.float32, order="C")) for name, a in state.items()}, path)
 
 
-def _not_torch(head: bytes) -> str | None:
-    """What people find in place of a piece, by its first bytes."""
+def not_data(head: bytes) -> str | None:
+    """What people find in place of a file, by its first bytes; None where it may be the file itself."""
     if not head:
         return "an empty file"
     if head.startswith(b"version https://git-lfs"):
         return "a Git-LFS pointer: fetch the file itself with `git lfs pull`"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "an HTML page, probably a download's error message"
-    return None if head.startswith(STARTS) else f"a file that begins with {head[:12]!r}"
+    return None
 
 
 def _bad_archive(path: Path) -> str | None:
     """Whether it is cut, damaged, or compressed: torch.save stores records as they are; others could unpack to any size."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            records = archive.infolist()
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
                 return "a compressed archive"
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError):
+            if sum(record.file_size for record in records) > path.stat().st_size:  # one record's bytes under many names
+                return "a damaged file (records that overlap)"
+            if damaged := archive.testzip():
+                return f"a damaged file (checksum of {damaged[:40]!r})"
+            pickles = [archive.read(record) for record in records if record.filename.endswith(".pkl")]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OverflowError, struct.error):
         return "a file cut short or damaged"
-    return f"a damaged file (checksum of {damaged[:40]!r})" if damaged else None
+    return GREEDY if any(map(_greedy, map(io.BytesIO, pickles))) else None
+
+
+def _greedy_file(path: Path) -> str | None:
+    """The same of an older file, which is five pickles and then the numbers."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return GREEDY if any(_greedy(data) for _ in range(5)) else None
+
+
+def _greedy(file: Any) -> bool:
+    """Whether the pickle at hand makes a bytearray: PyTorch lets it, of any size, and fills it; no state dict needs one."""
+    try:
+        operations = pickletools.genops(file)
+        return any(operation.name == "GLOBAL" and str(name).endswith("bytearray") for operation, name, _ in operations)
+    except Exception:  # not a pickle: PyTorch will say so
+        return False
 
 
 def _trouble(error: Exception) -> str:
     """torch's pages of advice, in a few words."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))
     if found := re.search(r"GLOBAL ([\w.]+)", text):
-        return f"a pickle that asks for {found[1]}: refused, not run"
+        return f"a pickle that asks for {found[1][:80]}: refused, not run"
     if isinstance(error, EOFError):
         return "a file cut short"
     if "TorchScript" in text:
@@ -111,10 +154,7 @@ def _trouble(error: Exception) -> str:
 
 def _layer(path: Path, data: Any) -> tuple[Any, Any]:
     """The one weight and its bias, under whatever prefix, in whatever wrapping."""
-    torch = _torch()
-    for _ in WRAPPERS:
-        inner = [k for k in WRAPPERS if isinstance(data, Mapping) and isinstance(data.get(k), Mapping)]
-        data = data[inner[0]] if inner else data
+    torch, data = _torch(), unwrapped(data)
     if not isinstance(data, Mapping):
         raise InputError(f"{path}: expected a state dict with weight and bias, got {_kind(data)}")
     tensors = {name: value for name, value in data.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
