@@ -275,8 +275,9 @@ def _matching(path: Path, matrices: Mapping[str, tuple[int, ...]], option: str, 
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Layer 10 behind layer 9."""
-    return [(word.isdigit(), int(word) if word.isdigit() else 0, word) for word in re.split(r"(\d+)", name)]
+    """Layer 10 behind layer 9: numbers by their length first, for they may be longer than `int` takes."""
+    words = re.split(r"0*([0-9]+)", name)
+    return [(k % 2 == 1, len(word) if k % 2 else 0, word) for k, word in enumerate(words)]
 
 
 def _by_shape(

@@ -24,7 +24,8 @@ STARTS = (b"PK\x03\x04", b"\x80")
 """torch.save's archives, and its older bare pickles."""
 
 
-GREEDY = "a pickle that asks for a bytearray: refused, not run"
+LONGEST = 200
+"""Characters of a name that a pickle may ask for."""
 
 
 def _torch() -> ModuleType:
@@ -48,7 +49,7 @@ def load_pth(path: str | Path, mapped: bool = False) -> Any:
             head = file.read(512)
         archive = head.startswith(b"PK")
         what = not_data(head) or (None if head.startswith(STARTS) else f"a file that begins with {head[:12]!r}")
-        if what := what or (_bad_archive(path) if archive else _greedy_file(path)):
+        if what := what or (_bad_archive(path) if archive else _bad_file(path)):
             raise InputError(f"{path}: expected a PyTorch state dict, got {what}")
         with warnings.catch_warnings():  # of tensor types that are refused elsewhere
             warnings.simplefilter("ignore")
@@ -121,22 +122,27 @@ def _bad_archive(path: Path) -> str | None:
             pickles = [archive.read(record) for record in records if record.filename.endswith(".pkl")]
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OverflowError, struct.error):
         return "a file cut short or damaged"
-    return GREEDY if any(map(_greedy, map(io.BytesIO, pickles))) else None
+    return next(filter(None, map(_bad_pickle, map(io.BytesIO, pickles))), None)
 
 
-def _greedy_file(path: Path) -> str | None:
+def _bad_file(path: Path) -> str | None:
     """The same of an older file, which is five pickles and then the numbers."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return GREEDY if any(_greedy(data) for _ in range(5)) else None
+        return next(filter(None, (_bad_pickle(data) for _ in range(5))), None)
 
 
-def _greedy(file: Any) -> bool:
-    """Whether the pickle at hand makes a bytearray: PyTorch lets it, of any size, and fills it; no state dict needs one."""
+def _bad_pickle(file: Any) -> str | None:
+    """What the pickle at hand asks for that PyTorch grants and no state dict needs.
+
+    A bytearray of any size, filled; or a name so long that what PyTorch says of it takes the square of its length.
+    """
     try:
-        operations = pickletools.genops(file)
-        return any(operation.name == "GLOBAL" and str(name).endswith("bytearray") for operation, name, _ in operations)
+        for operation, name, _ in pickletools.genops(file):
+            if operation.name == "GLOBAL" and (str(name).endswith("bytearray") or len(str(name)) > LONGEST):
+                return f"a pickle that asks for {str(name)[:40]!r}: refused, not run"
     except Exception:  # not a pickle: PyTorch will say so
-        return False
+        pass
+    return None
 
 
 def _trouble(error: Exception) -> str:

@@ -6,6 +6,7 @@ Every case edits a small sound puzzle: L = 2, d = 5, h = 7, o = 1, pieces 0 to 4
 
 import argparse
 import gzip
+import io
 import json
 import os
 import re
@@ -106,6 +107,15 @@ def compress(folder: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in records.items():
             archive.writestr(name, data)
+
+
+def pickled(data: bytes) -> bytes:
+    """A file as torch.save writes it, with that for its pickle."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in (("data.pkl", data), ("byteorder", b"little"), ("version", b"3\n")):
+            archive.writestr(f"piece_0/{name}", content)
+    return file.getvalue()
 
 
 class Bomb:
@@ -262,10 +272,14 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "compressed": (compress, ["piece_0.pth", "compressed archive"]),
     # pieces as pickles
     "code": (lambda f: piece(0, lambda: {"weight": Code(f / "evil")})(f), ["piece_0.pth", "refused, not run"]),
-    "a bomb": (piece(0, lambda: {"weight": Bomb()}), ["piece_0.pth", "a pickle that asks for a bytearray: refused"]),
+    "a bomb": (piece(0, lambda: {"weight": Bomb()}), ["piece_0.pth", "a pickle that asks for", "bytearray': refused"]),
     "an older bomb": (
         lambda f: torch.save({"weight": Bomb()}, f / "pieces/piece_0.pth", _use_new_zipfile_serialization=False),
-        ["piece_0.pth", "a pickle that asks for a bytearray: refused"],
+        ["piece_0.pth", "a pickle that asks for", "bytearray': refused"],
+    ),
+    "a name without end": (
+        piece(0, pickled(b"\x80\x02ctorch\n_rebuild" + b"9" * 10**6 + b"\n)R.")),
+        ["piece_0.pth", "a pickle that asks for 'torch _rebuild999", "refused"],
     ),
     "an optimizer's state alone": (
         piece(0, lambda: {"optimizer": {"state": {0: {"exp_avg": w}}}}),
