@@ -128,20 +128,23 @@ def _bad_archive(path: Path) -> str | None:
 def _bad_file(path: Path) -> str | None:
     """The same of an older file, which is five pickles and then the numbers."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return next(filter(None, (_bad_pickle(data) for _ in range(5))), None)
+        for _ in range(5):
+            if data.tell() < len(data) and (bad := _bad_pickle(data)):
+                return bad
+    return None
 
 
 def _bad_pickle(file: Any) -> str | None:
-    """What the pickle at hand asks for that PyTorch grants and no state dict needs.
+    """What is wrong with the pickle at hand, or what it asks for that PyTorch grants and no state dict needs.
 
-    A bytearray of any size, filled; or a name so long that what PyTorch says of it takes the square of its length.
+    That is a bytearray of any size, filled; or a name so long that what PyTorch says of it takes the square of its length.
     """
     try:
         for operation, name, _ in pickletools.genops(file):
             if operation.name == "GLOBAL" and (str(name).endswith("bytearray") or len(str(name)) > LONGEST):
                 return f"a pickle that asks for {str(name)[:40]!r}: refused, not run"
-    except Exception:  # not a pickle: PyTorch will say so
-        pass
+    except Exception as error:  # whatever its operations' readers raise
+        return f"a damaged file ({str(error)[:80]})"
     return None
 
 

@@ -281,6 +281,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         piece(0, pickled(b"\x80\x02ctorch\n_rebuild" + b"9" * 10**6 + b"\n)R.")),
         ["piece_0.pth", "a pickle that asks for 'torch _rebuild999", "refused"],
     ),
+    "a name that never ends": (
+        piece(0, pickled(b"\x80\x02ctorch\n_rebuild" + b"9" * 10**6)),
+        ["piece_0.pth", "a damaged file"],
+    ),
     "an optimizer's state alone": (
         piece(0, lambda: {"optimizer": {"state": {0: {"exp_avg": w}}}}),
         ["piece_0.pth", "one weight tensor, got none", "'optimizer'"],
