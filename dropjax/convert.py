@@ -91,7 +91,7 @@ def read_pth(
 
 
 def write_pth(path: str | Path, weight: Float32[np.ndarray, "out in"], bias: Float32[np.ndarray, " out"] | None) -> None:
-    """A linear layer's state dict, as `torch.save` writes it."""
+    """A linear layer's state dict, as `torch.save` writes it. Raises `InputError` where PyTorch is missing."""
     torch = _torch()
     state = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     torch.save({name: torch.from_numpy(np.array(a, np.float32, order="C")) for name, a in state.items()}, path)

@@ -59,7 +59,7 @@ def load(path: str | Path, roles: Mapping[int, str] | None = None) -> Puzzle:
 
 
 def example() -> Puzzle:
-    """The puzzle that ships in the package."""
+    """The puzzle that ships in the package: L = 48, d = 48, h = 96, o = 1, N = 5,000."""
     with resources.as_file(resources.files("dropjax") / "example.safetensors") as path:
         return load(path)
 
@@ -136,7 +136,10 @@ def _layers(path: Path) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float
 
 
 def write_folder(puzzle: Puzzle, folder: str | Path) -> None:
-    """The puzzle as a folder that `read_folder` reads back bit for bit. `folder` may exist only if it is empty."""
+    """The puzzle as a folder that `read_folder` reads back bit for bit. `folder` may exist only if it is empty.
+
+    Raises `InputError` where it cannot be written, or PyTorch is missing.
+    """
     folder = Path(folder)
 
     def write(temporary: Path) -> None:
@@ -376,7 +379,10 @@ def read_converted(path: str | Path, roles: Mapping[int, str] | None = None) -> 
 
 
 def write_converted(puzzle: Puzzle, path: str | Path) -> None:
-    """The puzzle as one file: the same bytes for the same puzzle, read back and compared before it appears at `path`."""
+    """The puzzle as one file: the same bytes for the same puzzle, read back and compared before it appears at `path`.
+
+    Raises `InputError` where it cannot be written.
+    """
     arrays = {
         f"piece_{n}.{name}": a
         for n, piece in puzzle.pieces.items()

@@ -8,6 +8,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 versions=${1:-pinned}
 shift || true
+unset PYTHONPATH # or pip would take a checkout on it for the wheel
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -33,10 +34,9 @@ esac
 "$python" -m pip list
 
 mkdir "$work/run"
-cp -r "$here/tests" "$here/benchmarks" "$here/scripts" "$here/pyproject.toml" "$here/README.md" "$work/run"
+cp -r "$here"/{tests,benchmarks,scripts,pyproject.toml,constraints.txt,README.md,CHANGELOG.md,CITATION.cff} "$work/run"
 cd "$work/run"
 export DROPJAX_CACHE_DIR="$work/cache" DROPJAX_PUZZLE="${DROPJAX_PUZZLE:-$here/../shared/puzzle}"
-unset PYTHONPATH
 "$python" -c 'import dropjax; assert "site-packages" in dropjax.__file__, dropjax.__file__'
 "$python" -m dropjax.solve
 "$python" -m pytest "$@"
