@@ -1,6 +1,8 @@
 """Whatever is handed in is read as what it is or refused with one line; nothing in it is run."""
 
 import gzip
+import io
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from corpus import CONVERTED, FOLDERS, NUMBERED, ODD, renamed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dropjax import files
+from dropjax import console, files
 from dropjax.puzzle import InputError, Puzzle
 
 
@@ -53,6 +55,19 @@ def test_a_folder_may_have_any_name(sound: Path, place: str):
     files.write_converted(files.load(moved), moved / "converted.safetensors")
     assert same(files.load(moved), puzzle)
     assert same(files.load(moved / "converted.safetensors"), puzzle)
+
+
+def test_a_name_that_is_no_text_can_be_printed(monkeypatch: pytest.MonkeyPatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "utf-8"))
+
+    def main() -> int:
+        print(os.fsdecode(b"puzzle \xff"), flush=True)
+        return 0
+
+    with pytest.raises(SystemExit) as end:
+        console.run_command(main)
+    assert (end.value.code, written.getvalue()) == (0, b"puzzle \\udcff\n")
 
 
 def test_casts_of_a_file_with_all_layers_are_told(sound: Path):
