@@ -1,5 +1,6 @@
 """The API reference from the docstrings: build_api.py FOLDER. A warning is an error."""
 
+import importlib
 import pkgutil
 import sys
 import warnings
@@ -18,9 +19,11 @@ def main() -> int:
     if len(sys.argv) != 2:
         print("error: expected the folder to write, alone", file=sys.stderr)
         return 2
+    names = [f"dropjax.{m.name}" for m in pkgutil.iter_modules(dropjax.__path__) if m.name not in COMMANDS]
+    for name in names:
+        importlib.import_module(name)  # before warnings are errors: what other libraries warn of is not ours
     warnings.simplefilter("error")
-    names = [module.name for module in pkgutil.iter_modules(dropjax.__path__) if module.name not in COMMANDS]
-    pdoc.pdoc("dropjax", *(f"dropjax.{name}" for name in names), output_directory=Path(sys.argv[1]))
+    pdoc.pdoc("dropjax", *names, output_directory=Path(sys.argv[1]))
     return 0
 
 
