@@ -23,7 +23,7 @@ def main() -> int:
     for name in names:
         importlib.import_module(name)  # before warnings are errors: what other libraries warn of is not ours
     warnings.simplefilter("error")
-    pdoc.pdoc("dropjax", *names, output_directory=Path(sys.argv[1]))
+    pdoc.pdoc("dropjax", *names, *(f"!dropjax.{name}" for name in COMMANDS), output_directory=Path(sys.argv[1]))
     return 0
 
 

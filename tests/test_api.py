@@ -19,6 +19,7 @@ def test_the_reference_is_built_without_warnings(tmp_path: Path):
     page = (tmp_path / "dropjax.html").read_text(encoding="utf-8")
     assert all(f'id="{name}"' in page for name in dropjax.__all__)
     assert (tmp_path / "dropjax" / "bradley_terry.html").exists()
+    assert {path.name for path in tmp_path.glob("*.html")} == {"index.html", "dropjax.html"}
 
 
 def test_a_warning_fails_the_build(tmp_path: Path):
