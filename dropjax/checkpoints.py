@@ -6,7 +6,6 @@ can say whether the pairs are right (`true_partners`).
 
 import json
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from dropjax import convert
 from dropjax.puzzle import InputError
 
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""Types that are read, as safetensors calls them; all become float32."""
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types that are read, as safetensors and as everybody else calls them; all become float32."""
 GATES = re.compile(r"(^|[._])(gate\w*|w1|wi_0|wg)$")
 """Names of the gate among a gated MLP's two input halves; the other is the up projection."""
 Slice = tuple[slice, ...]
@@ -37,6 +36,8 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]
     """Of every floating-point tensor."""
     part: Callable[[str, Slice], np.ndarray]
+    types: Mapping[str, str]
+    """Of every tensor, those that are not read included."""
 
     def read(self, name: str, where: Slice = ()) -> Float32[np.ndarray, "..."]:
         """A part of a tensor (all of it by default) as float32. Raises `InputError` where a number is not finite."""
@@ -88,12 +89,15 @@ def _shards(path: Path) -> list[Path]:
 
 def _open_shards(path: Path, shards: Sequence[Path]) -> Checkpoint:
     shapes: dict[str, tuple[int, ...]] = {}
+    types: dict[str, str] = {}
     home: dict[str, Path] = {}
     for shard in shards:
         with _safetensors(shard) as file:
             for name in file.keys():  # noqa: SIM118  # no mapping
                 tensor = file.get_slice(name)
-                if tensor.get_dtype() in FLOATS:
+                kind = str(tensor.get_dtype())
+                types[name] = FLOATS.get(kind, kind)
+                if kind in FLOATS:
                     shapes[name], home[name] = tuple(tensor.get_shape()), shard
 
     def part(name: str, where: Slice) -> np.ndarray:
@@ -101,46 +105,43 @@ def _open_shards(path: Path, shards: Sequence[Path]) -> Checkpoint:
         with _safetensors(home[name]) as file:
             return file.get_slice(name)[where] if where else file.get_tensor(name)
 
-    return Checkpoint(path, shapes, part)
+    return Checkpoint(path, shapes, part, types)
 
 
 def _safetensors(path: Path) -> Any:
     try:
         return safe_open(path, "numpy")
     except SafetensorError as error:
-        raise InputError(f"{path}: expected a .safetensors file, got one cut short or damaged ({error})") from None
+        with path.open("rb") as file:
+            what = convert.not_data(file.read(512)) or f"one cut short or damaged ({str(error)[:120]})"
+        raise InputError(f"{path}: expected a .safetensors file, got {what}") from None
 
 
 def _open_pth(path: Path) -> Checkpoint:
     torch = convert._torch()
-    with path.open("rb") as file:
-        head = file.read(512)
-    archive = head.startswith(b"PK")
-    what = convert._not_torch(head) or (convert._bad_archive(path) if archive else None)
-    if what:
-        raise InputError(f"{path}: expected a PyTorch state dict, got {what}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            data = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
-    except Exception as error:  # torch raises whatever its parsers do
-        raise InputError(f"{path}: expected a PyTorch state dict, got {convert._trouble(error)}") from None
-    for _ in convert.WRAPPERS:
-        inner = [k for k in convert.WRAPPERS if isinstance(data, Mapping) and isinstance(data.get(k), Mapping)]
-        data = data[inner[0]] if inner else data
+    data, size = convert.unwrapped(convert.load_pth(path, mapped=True)), path.stat().st_size
     if not isinstance(data, Mapping):
         raise InputError(f"{path}: expected a state dict, got {convert._kind(data)}")
-    tensors = {
+    named = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping) and set(value) in ({"weight"}, {"weight", "bias"}):  # a layer's own state dict
+            named |= {f"{name}.{kind}": tensor for kind, tensor in value.items()}
+        else:
+            named[name] = value
+    tensors = {name: value for name, value in named.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+    readable = {
         name: value
-        for name, value in data.items()
-        if isinstance(name, str) and isinstance(value, torch.Tensor) and value.is_floating_point()
-        if value.layout is torch.strided and not value.is_nested and value.device.type == "cpu" and not value.is_quantized
+        for name, value in tensors.items()
+        if value.is_floating_point() and not value.is_quantized and value.device.type == "cpu"
+        # A view that repeats its storage could be of any size; a byte for each number is the least there can be.
+        if value.layout is torch.strided and not value.is_nested and value.numel() <= size
     }
 
     def part(name: str, where: Slice) -> np.ndarray:
-        return tensors[name][where].detach().to(torch.float32).resolve_neg().numpy()
+        return readable[name][where].detach().to(torch.float32).resolve_neg().numpy()
 
-    return Checkpoint(path, {name: tuple(value.shape) for name, value in tensors.items()}, part)
+    shapes = {name: tuple(value.shape) for name, value in readable.items()}
+    return Checkpoint(path, shapes, part, {name: convert._dtype(value) for name, value in tensors.items()})
 
 
 # Which tensors are halves
@@ -274,8 +275,9 @@ def _matching(path: Path, matrices: Mapping[str, tuple[int, ...]], option: str, 
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Layer 10 behind layer 9."""
-    return [(word.isdigit(), int(word) if word.isdigit() else 0, word) for word in re.split(r"(\d+)", name)]
+    """Layer 10 behind layer 9: numbers by their length first, for they may be longer than `int` takes."""
+    words = re.split(r"0*([0-9]+)", name)
+    return [(k % 2 == 1, len(word) if k % 2 else 0, word) for k, word in enumerate(words)]
 
 
 def _by_shape(

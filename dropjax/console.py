@@ -1,6 +1,7 @@
 """What the command lines share: arguments, one-line errors, and progress for people and for logs."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -35,6 +36,8 @@ def fail(message: str) -> NoReturn:
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Runs a command line: bad input becomes one line, and libraries keep their warnings to themselves."""
     warnings.simplefilter("ignore")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         sys.exit(main())
     except InputError as error:

@@ -1,6 +1,10 @@
 """PyTorch piece files to arrays and back. The only module that imports torch, and only when called."""
 
+import io
+import mmap
+import pickletools
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -20,12 +24,50 @@ STARTS = (b"PK\x03\x04", b"\x80")
 """torch.save's archives, and its older bare pickles."""
 
 
+LONGEST = 200
+"""Characters of a name that a pickle may ask for."""
+
+
 def _torch() -> ModuleType:
     try:
         import torch
     except ImportError:
         raise InputError(".pth files: expected PyTorch to read them, got none: pip install 'dropjax[convert]'") from None
     return torch
+
+
+def load_pth(path: str | Path, mapped: bool = False) -> Any:
+    """Whatever `torch.save` wrote to the file, its tensors on the CPU (with `mapped`, an archive's are not read yet).
+
+    Nothing in the file is ever run: it is unpickled with `weights_only=True` and no other way. Raises `InputError`.
+    """
+    path, torch = Path(path), _torch()
+    try:
+        if not path.is_file() and path.exists():  # opening a pipe would wait for ever
+            raise InputError(f"{path}: expected a PyTorch state dict, got no ordinary file")
+        with path.open("rb") as file:
+            head = file.read(512)
+        archive = head.startswith(b"PK")
+        what = not_data(head) or (None if head.startswith(STARTS) else f"a file that begins with {head[:12]!r}")
+        if what := what or (_bad_archive(path) if archive else _bad_file(path)):
+            raise InputError(f"{path}: expected a PyTorch state dict, got {what}")
+        with warnings.catch_warnings():  # of tensor types that are refused elsewhere
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: expected a file that can be read, got {error.strerror or error}") from None
+    except Exception as error:  # torch raises whatever its parsers do
+        raise InputError(f"{path}: expected a PyTorch state dict, got {_trouble(error)}") from None
+
+
+def unwrapped(data: Any) -> Any:
+    """The state dict in a checkpoint that keeps it under one of `WRAPPERS`."""
+    for _ in WRAPPERS:
+        inner = [k for k in WRAPPERS if isinstance(data, Mapping) and isinstance(data.get(k), Mapping)]
+        data = data[inner[0]] if inner else data
+    return data
 
 
 def read_pth(
@@ -35,26 +77,8 @@ def read_pth(
 
     Nothing in the file is ever run: it is unpickled with `weights_only=True` and no other way. Raises `InputError`.
     """
-    path, torch = Path(path), _torch()
-    try:
-        if not path.is_file() and path.exists():  # opening a pipe would wait for ever
-            raise InputError(f"{path}: expected a PyTorch state dict, got no ordinary file")
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(512)
-        what = _not_torch(head) or (_bad_archive(path) if head.startswith(b"PK") else None)
-        if what:
-            raise InputError(f"{path}: expected a PyTorch state dict, got {what}")
-        with warnings.catch_warnings():  # of tensor types that are refused below
-            warnings.simplefilter("ignore")
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: expected a file that can be read, got {error.strerror or error}") from None
-    except Exception as error:  # torch raises whatever its parsers do
-        raise InputError(f"{path}: expected a PyTorch state dict, got {_trouble(error)}") from None
-
+    path = Path(path)
+    data, size = load_pth(path), path.stat().st_size
     weight, bias = _layer(path, data)
     arrays = {}
     for name, tensor in (("weight", weight), ("bias", bias)):
@@ -67,40 +91,68 @@ def read_pth(
 
 
 def write_pth(path: str | Path, weight: Float32[np.ndarray, "out in"], bias: Float32[np.ndarray, " out"] | None) -> None:
-    """A linear layer's state dict, as `torch.save` writes it."""
+    """A linear layer's state dict, as `torch.save` writes it. Raises `InputError` where PyTorch is missing."""
     torch = _torch()
     state = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     torch.save({name: torch.from_numpy(np.array(a, np.float32, order="C")) for name, a in state.items()}, path)
 
 
-def _not_torch(head: bytes) -> str | None:
-    """What people find in place of a piece, by its first bytes."""
+def not_data(head: bytes) -> str | None:
+    """What people find in place of a file, by its first bytes; None where it may be the file itself."""
     if not head:
         return "an empty file"
     if head.startswith(b"version https://git-lfs"):
         return "a Git-LFS pointer: fetch the file itself with `git lfs pull`"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "an HTML page, probably a download's error message"
-    return None if head.startswith(STARTS) else f"a file that begins with {head[:12]!r}"
+    return None
 
 
 def _bad_archive(path: Path) -> str | None:
     """Whether it is cut, damaged, or compressed: torch.save stores records as they are; others could unpack to any size."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            records = archive.infolist()
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
                 return "a compressed archive"
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError):
+            if sum(record.file_size for record in records) > path.stat().st_size:  # one record's bytes under many names
+                return "a damaged file (records that overlap)"
+            if damaged := archive.testzip():
+                return f"a damaged file (checksum of {damaged[:40]!r})"
+            pickles = [archive.read(record) for record in records if record.filename.endswith(".pkl")]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OverflowError, struct.error):
         return "a file cut short or damaged"
-    return f"a damaged file (checksum of {damaged[:40]!r})" if damaged else None
+    return next(filter(None, map(_bad_pickle, map(io.BytesIO, pickles))), None)
+
+
+def _bad_file(path: Path) -> str | None:
+    """The same of an older file, which is five pickles and then the numbers."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for _ in range(5):
+            if data.tell() < len(data) and (bad := _bad_pickle(data)):
+                return bad
+    return None
+
+
+def _bad_pickle(file: Any) -> str | None:
+    """What is wrong with the pickle at hand, or what it asks for that PyTorch grants and no state dict needs.
+
+    That is a bytearray of any size, filled; or a name so long that what PyTorch says of it takes the square of its length.
+    """
+    try:
+        for operation, name, _ in pickletools.genops(file):
+            if operation.name == "GLOBAL" and (str(name).endswith("bytearray") or len(str(name)) > LONGEST):
+                return f"a pickle that asks for {str(name)[:40]!r}: refused, not run"
+    except Exception as error:  # whatever its operations' readers raise
+        return f"a damaged file ({str(error)[:80]})"
+    return None
 
 
 def _trouble(error: Exception) -> str:
     """torch's pages of advice, in a few words."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))
     if found := re.search(r"GLOBAL ([\w.]+)", text):
-        return f"a pickle that asks for {found[1]}: refused, not run"
+        return f"a pickle that asks for {found[1][:80]}: refused, not run"
     if isinstance(error, EOFError):
         return "a file cut short"
     if "TorchScript" in text:
@@ -111,10 +163,7 @@ def _trouble(error: Exception) -> str:
 
 def _layer(path: Path, data: Any) -> tuple[Any, Any]:
     """The one weight and its bias, under whatever prefix, in whatever wrapping."""
-    torch = _torch()
-    for _ in WRAPPERS:
-        inner = [k for k in WRAPPERS if isinstance(data, Mapping) and isinstance(data.get(k), Mapping)]
-        data = data[inner[0]] if inner else data
+    torch, data = _torch(), unwrapped(data)
     if not isinstance(data, Mapping):
         raise InputError(f"{path}: expected a state dict with weight and bias, got {_kind(data)}")
     tensors = {name: value for name, value in data.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}

@@ -1,13 +1,17 @@
 """Files: puzzle folders, converted puzzles, tables, result folders. What is written appears whole or not at all."""
 
 import csv
+import gzip
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import shutil
+import struct
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,12 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from dropjax.convert import read_pth, write_pth
+from dropjax.checkpoints import open_checkpoint
+from dropjax.convert import not_data, read_pth, write_pth
 from dropjax.page import short_page
 from dropjax.puzzle import ROLES, InputError, Piece, Puzzle
 from dropjax.solution import Solution
@@ -29,6 +34,12 @@ from dropjax.solution import Solution
 FORMAT = 1
 """Version of the converted format."""
 TABLE = "historical_data.csv"
+TABLES = (TABLE, f"{TABLE}.gz", "historical_data.parquet")
+"""A puzzle folder's table is the first of these that is there."""
+LAYERS = (".pth", ".pt", ".safetensors")
+"""Ends of the name of a file that holds all layers."""
+UNPACKED = 1 << 30
+"""Bytes that a compressed table may unpack to: a small file could ask for any memory."""
 
 
 def load(path: str | Path, roles: Mapping[int, str] | None = None) -> Puzzle:
@@ -48,7 +59,7 @@ def load(path: str | Path, roles: Mapping[int, str] | None = None) -> Puzzle:
 
 
 def example() -> Puzzle:
-    """The puzzle that ships in the package."""
+    """The puzzle that ships in the package: L = 48, d = 48, h = 96, o = 1, N = 5,000."""
     with resources.as_file(resources.files("dropjax") / "example.safetensors") as path:
         return load(path)
 
@@ -57,31 +68,78 @@ def example() -> Puzzle:
 
 
 def read_folder(folder: str | Path, roles: Mapping[int, str] | None = None) -> Puzzle:
-    """The puzzle in a folder as published; its casts are told in `notes`. Raises `InputError`."""
+    """The puzzle in a folder as published; its casts are told in `notes`. Raises `InputError`.
+
+    In place of `pieces/piece_<n>.pth` one .pth or .safetensors file may hold all layers, as `piece_<n>.weight` and
+    `piece_<n>.bias`; the table may be gzip (`historical_data.csv.gz`) or Parquet (`historical_data.parquet`).
+    """
     folder = Path(folder)
     with _reading(folder):
         paths = _piece_paths(folder / "pieces")
-        table_path = folder / TABLE
-        if not paths or not table_path.is_file():
-            missing = TABLE if paths else "pieces/piece_<n>.pth"
+        whole = None if paths else _whole_path(folder)
+        table_path = next((path for name in TABLES if (path := folder / name).is_file()), None)
+        if table_path is None or not (paths or whole):
+            missing = TABLE if paths or whole else "pieces/piece_<n>.pth"
             raise InputError(f"{folder}: expected pieces/piece_<n>.pth and {TABLE}, got no {missing}")
         table = read_table(table_path)
-        pieces, casts, digest = {}, Counter(), hashlib.sha256()
-        for number, path in sorted(paths.items()):
-            weight, bias, note = read_pth(path)
-            if bias is None:
-                bias, note = np.zeros(weight.shape[:1], np.float32), ", ".join(filter(None, [note, "no bias: taken as 0"]))
-            pieces[number] = Piece(weight, bias, str(path))
-            casts.update(filter(None, [note]))
+        layers = _layers(whole) if whole else {n: (*read_pth(path), str(path)) for n, path in sorted(paths.items())}
+        digest = hashlib.sha256()
+        for path in [whole] if whole else (paths[n] for n in sorted(paths)):
             digest.update(path.read_bytes())
         hashes = {"pieces": digest.hexdigest(), "table": hashlib.sha256(table_path.read_bytes()).hexdigest()}
+    pieces, casts = {}, Counter()
+    for number, (weight, bias, note, source) in layers.items():
+        if bias is None:
+            bias, note = np.zeros(weight.shape[:1], np.float32), ", ".join(filter(None, [note, "no bias: taken as 0"]))
+        pieces[number] = Piece(weight, bias, source)
+        casts.update(filter(None, [note]))
     notes = [f"{count} of {len(pieces)} pieces: {note}" for note, count in casts.items()]
     with _naming(folder):
         return Puzzle.from_pieces(pieces, *table, roles, hashes, notes)
 
 
+def _whole_path(folder: Path) -> Path | None:
+    """The one file with all layers that lies in a folder without piece files."""
+    places = [place for place in (folder / "pieces", folder) if place.is_dir()]
+    found = [path for place in places for path in sorted(place.iterdir()) if path.suffix in LAYERS and path.name[0] != "."]
+    if len(found) > 1:
+        got = f"{found[0].name} and {found[1].name}"
+        raise InputError(f"{folder}: expected pieces/piece_<n>.pth, or one file with all layers, got {got}")
+    return found[0] if found else None
+
+
+def _layers(path: Path) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float32] | None, str | None, str]]:
+    """Weight, bias, note and origin of each layer in one file, by number."""
+    checkpoint = open_checkpoint(path)
+    numbers: dict[int, str] = {}
+    for name in checkpoint.types:
+        match = re.fullmatch(r"((?:piece_|[a-z.]+\.)?([0-9]{1,9})(?:\.pth)?\.)(?:weight|bias)", name)
+        if not match:
+            raise InputError(f"{path}: expected layers piece_<n>.weight and piece_<n>.bias, got {name[:60]!r}")
+        if name not in checkpoint.shapes:
+            got = checkpoint.types[name]
+            raise InputError(f"{path}: {name[:60]}: expected an ordinary floating-point tensor, got {got}")
+        if numbers.setdefault(int(match[2]), match[1]) != match[1]:
+            got = f"{numbers[int(match[2])][:60]!r} and {match[1][:60]!r}"
+            raise InputError(f"{path}: expected one layer for each piece number, got {got}")
+    layers = {}
+    for number, stem in sorted(numbers.items()):
+        weight, bias = f"{stem}weight", f"{stem}bias"
+        if weight not in checkpoint.shapes:
+            raise InputError(f"{path}: expected {weight} beside {bias}, got none")
+        given = [name for name in (weight, bias) if name in checkpoint.shapes]
+        casts = sorted({checkpoint.types[name] for name in given} - {"float32"})
+        note = f"cast from {' and '.join(casts)} to float32" if casts else None
+        values = [np.ascontiguousarray(checkpoint.read(name)) for name in given]
+        layers[number] = (values[0], values[1] if len(values) > 1 else None, note, f"{path}: {stem[:-1]}")
+    return layers
+
+
 def write_folder(puzzle: Puzzle, folder: str | Path) -> None:
-    """The puzzle as a folder that `read_folder` reads back bit for bit. `folder` may exist only if it is empty."""
+    """The puzzle as a folder that `read_folder` reads back bit for bit. `folder` may exist only if it is empty.
+
+    Raises `InputError` where it cannot be written, or PyTorch is missing.
+    """
     folder = Path(folder)
 
     def write(temporary: Path) -> None:
@@ -126,15 +184,40 @@ class Table(NamedTuple):
 
 
 def read_table(path: str | Path) -> Table:
-    """The table in a text file with a header, separated by commas, semicolons or tabs. Raises `InputError`.
+    """The table in a text file with a header, separated by commas, semicolons or tabs, plain or gzip, or in a Parquet file.
 
     Columns are found by name: `measurement_0`, …, `pred` or `pred_0`, …, and, if given, `true` or `true_0`, …; others are
-    not read. Every number is the float32 nearest to the float64 nearest to its text.
+    not read. Every number is the float32 nearest to the float64 nearest to its text. Raises `InputError`.
     """
     path = Path(path)
+    with _reading(path), path.open("rb") as file:
+        head = file.read(512)
+    names, wide, parts = (_read_parquet if head.startswith(b"PAR1") else _read_text)(path)
+    wanted = sorted(column for part in parts for column in part)
+    with np.errstate(over="ignore"):
+        values = wide.astype(np.float32)
+    if not np.isfinite(values).all():
+        row, column = np.argwhere(~np.isfinite(values))[0]
+        got = wide[row, column]
+        raise InputError(f"{path}: {names[wanted[column]]}: row {row + 1}: expected a finite float32 number, got {got}")
+    x, pred, true = (np.ascontiguousarray(values[:, np.searchsorted(wanted, part)]) for part in parts)
+    return Table(x, pred, true if parts[2] else None)
+
+
+class Columns(NamedTuple):
+    """What a table's file holds of ours."""
+
+    names: Sequence[str]
+    """Of all its columns."""
+    wide: Float[np.ndarray, "N wanted"]
+    """The wanted columns, in the file's order."""
+    parts: Sequence[Sequence[int]]
+    """Where x's, pred's and true's columns stand among all."""
+
+
+def _read_text(path: Path) -> Columns:
     try:
-        with _reading(path):
-            text = path.read_bytes().decode("utf-8-sig")
+        text = _unpacked(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}"
@@ -148,23 +231,74 @@ def read_table(path: str | Path) -> Table:
         _check_widths(path, lines, separator, len(names), quoted='"' in text)
     except csv.Error as error:
         raise InputError(f"{path}: expected a table, got {error}") from None
-    parts = [_columns(path, names, stem) for stem in ("measurement", "pred", "true")]
+    parts = _parts(path, names)
     if len(lines) == 1:
         raise InputError(f"{path}: expected at least one row, got none")
-
     wanted = sorted(column for part in parts for column in part)
     try:
         wide = np.loadtxt(lines[1:], delimiter=separator, comments=None, quotechar='"', usecols=wanted, ndmin=2)
     except ValueError as error:
         raise InputError(f"{path}: {_bad_cell(lines, separator, names, wanted) or error}") from None
-    with np.errstate(over="ignore"):
-        values = wide.astype(np.float32)
-    if not np.isfinite(values).all():
-        row, column = np.argwhere(~np.isfinite(values))[0]
-        got = wide[row, column]
-        raise InputError(f"{path}: {names[wanted[column]]}: row {row + 1}: expected a finite float32 number, got {got}")
-    x, pred, true = (np.ascontiguousarray(values[:, np.searchsorted(wanted, part)]) for part in parts)
-    return Table(x, pred, true if parts[2] else None)
+    return Columns(names, wide, parts)
+
+
+def _unpacked(path: Path) -> bytes:
+    """The file's bytes, or what they unpack to."""
+    with _reading(path):
+        data = path.read_bytes()
+    if what := not_data(data[:512]) if data else None:
+        raise InputError(f"{path}: expected a table, got {what}")
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        with gzip.open(io.BytesIO(data)) as file:
+            text = file.read(UNPACKED + 1)
+    except (EOFError, OSError, zlib.error):
+        raise InputError(f"{path}: expected a table, got a gzip file cut short or damaged") from None
+    if len(text) > UNPACKED:
+        raise InputError(f"{path}: expected a gzip file of at most {UNPACKED >> 20} MiB of text, got more: unpack it first")
+    return text
+
+
+def _read_parquet(path: Path) -> Columns:
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(f"{path}: expected pyarrow to read Parquet, got none: pip install 'dropjax[parquet]'") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            names, rows = file.schema_arrow.names, file.metadata.num_rows
+            parts = _parts(path, names)
+            wanted = sorted(column for part in parts for column in part)
+            if rows == 0:
+                raise InputError(f"{path}: expected at least one row, got none")
+            if 8 * rows * len(wanted) > UNPACKED:
+                raise InputError(
+                    f"{path}: expected at most {UNPACKED >> 20} MiB of numbers, got {rows} rows of {len(wanted)}"
+                )
+            for column in wanted:
+                kind = file.schema_arrow.field(column).type
+                if not (arrow.types.is_floating(kind) or arrow.types.is_integer(kind)):
+                    raise InputError(f"{path}: {names[column]}: expected numbers, got {kind}")
+            table = file.read([names[column] for column in wanted])
+            columns = []
+            for column in wanted:
+                values = table.column(names[column])
+                if values.null_count:
+                    row = values.is_null().to_pylist().index(True) + 1
+                    raise InputError(f"{path}: {names[column]}: row {row}: expected a number, got a blank cell")
+                columns.append(values.to_numpy().astype(np.float64))
+    except InputError:
+        raise
+    except (arrow.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        got = " ".join(str(error).split())[:80]
+        raise InputError(f"{path}: expected a Parquet table, got one cut short or damaged ({got})") from None
+    return Columns(names, np.stack(columns, axis=1), parts)
+
+
+def _parts(path: Path, names: Sequence[str]) -> Sequence[Sequence[int]]:
+    return [_columns(path, names, stem) for stem in ("measurement", "pred", "true")]
 
 
 def _columns(path: Path, names: Sequence[str], stem: str) -> list[int]:
@@ -202,7 +336,7 @@ def _bad_cell(lines: Sequence[str], separator: str, names: Sequence[str], wanted
     """The first cell that is no number."""
     for row, cells in enumerate(csv.reader(lines[1:], delimiter=separator), 1):
         for column in wanted:
-            cell = cells[column].strip()
+            cell = cells[column].strip() if column < len(cells) else ""
             try:
                 if not cell.isascii() or "_" in cell:
                     raise ValueError
@@ -245,7 +379,10 @@ def read_converted(path: str | Path, roles: Mapping[int, str] | None = None) -> 
 
 
 def write_converted(puzzle: Puzzle, path: str | Path) -> None:
-    """The puzzle as one file: the same bytes for the same puzzle, read back and compared before it appears at `path`."""
+    """The puzzle as one file: the same bytes for the same puzzle, read back and compared before it appears at `path`.
+
+    Raises `InputError` where it cannot be written.
+    """
     arrays = {
         f"piece_{n}.{name}": a
         for n, piece in puzzle.pieces.items()
@@ -267,9 +404,8 @@ def _read_tensors(path: Path) -> tuple[dict, dict[str, NDArray[np.float32]]]:
         with safe_open(path, "numpy") as file:
             meta = (file.metadata() or {}).get("dropjax")
             if meta is None:
-                raise InputError(
-                    f"{path}: expected a converted puzzle (metadata key dropjax), got another .safetensors file"
-                )
+                got = f"another .safetensors file; if it holds all layers, put it into a folder with {TABLE}"
+                raise InputError(f"{path}: expected a converted puzzle (metadata key dropjax), got {got}")
             try:
                 meta = json.loads(meta)
             except (ValueError, RecursionError):
@@ -278,12 +414,27 @@ def _read_tensors(path: Path) -> tuple[dict, dict[str, NDArray[np.float32]]]:
             if version != FORMAT:
                 raise InputError(f"{path}: expected format {FORMAT}, got {str(version)[:40]}")
             names = list(file.keys())
+            _check_names(path)
             for name in names:
                 if (dtype := file.get_slice(name).get_dtype()) != "F32":
                     raise InputError(f"{path}: {name[:40]!r}: expected F32, got {dtype}")
             return meta, {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise InputError(f"{path}: expected a converted .safetensors file, got one cut short or damaged ({error})") from None
+        with path.open("rb") as file:
+            head = file.read(512)
+        what = not_data(head) or (f"a PyTorch file: put it into a folder with {TABLE}" if head.startswith(b"PK") else None)
+        what = what or f"one cut short or damaged ({str(error)[:120]})"
+        raise InputError(f"{path}: expected a converted .safetensors file, got {what}") from None
+
+
+def _check_names(path: Path) -> None:
+    """Every name stands once in the header: of several the library would read the last."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        pairs = json.loads(file.read(length), object_pairs_hook=list)
+    twice = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+    if twice:
+        raise InputError(f"{path}: expected every name once, got {twice[0][:40]!r} twice")
 
 
 def _write_tensors(path: Path, arrays: Mapping[str, NDArray], metadata: dict[str, str] | None = None) -> None:

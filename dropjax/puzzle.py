@@ -141,7 +141,7 @@ class Puzzle:
         hashes: Mapping[str, str] | None = None,
         notes: Sequence[str] = (),
     ) -> "Puzzle":
-        """`from_arrays`, with each piece's origin for the messages."""
+        """`from_arrays`, with each piece's origin for the messages. Raises `InputError`."""
         for number, piece in pieces.items():
             if not isinstance(number, int | np.integer) or not 0 <= number < 2**31:
                 raise InputError(f"{piece.source}: expected a piece number from 0 to {2**31 - 1}, got {number!r}")

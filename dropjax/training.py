@@ -174,7 +174,7 @@ def epochs(recipe: Recipe, x: ArrayLike, true: ArrayLike, seeds: Sequence[int] =
 
 
 def train(recipe: Recipe, x: ArrayLike, true: ArrayLike, seeds: Sequence[int] = (0,)) -> list[Stack]:
-    """The stacks that `epochs` ends with, one for each seed."""
+    """The stacks that `epochs` ends with, one for each seed. Raises `InputError` as `epochs` does."""
     (last,) = deque(epochs(recipe, x, true, seeds), maxlen=1)
     return [last.stack(i) for i in range(len(seeds))]
 

@@ -44,3 +44,10 @@ def random_puzzle(
     pieces = dict(zip(permutation, [*halves, (w_last, b_last)], strict=True))
     roles = dict(zip(permutation, ["in", "out"] * L + ["last"], strict=True)) if h in (d, o) else None
     return Puzzle.from_arrays(pieces, x, pred, true, roles), permutation
+
+
+def same(a: Puzzle, b: Puzzle) -> bool:
+    """Whether two puzzles are the same bit for bit."""
+    names = ("in_numbers", "out_numbers", "w_in", "b_in", "w_out", "b_out", "w_last", "b_last", "x", "pred", "true")
+    pairs = ((getattr(a, name), getattr(b, name)) for name in names)
+    return a.last_number == b.last_number and all(p is q is None or p.tobytes() == q.tobytes() for p, q in pairs)

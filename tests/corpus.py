@@ -1,16 +1,25 @@
-"""Bad input, each with the words that its one line must hold. Every case edits a small sound puzzle."""
+"""Bad input, each with the words that its one line must hold, and odd input, which must be read as what it is.
 
+Every case edits a small sound puzzle: L = 2, d = 5, h = 7, o = 1, pieces 0 to 4 in the order in, out, in, out, last; rows
+1 to 6; every number a multiple of 1/64 below 4, so that float16 and bfloat16 hold it too.
+"""
+
+import argparse
 import gzip
+import io
 import json
 import os
+import re
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 CSV = "historical_data.csv"
 
@@ -100,10 +109,84 @@ def compress(folder: Path) -> None:
             archive.writestr(name, data)
 
 
+def pickled(data: bytes) -> bytes:
+    """A file as torch.save writes it, with that for its pickle."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in (("data.pkl", data), ("byteorder", b"little"), ("version", b"3\n")):
+            archive.writestr(f"piece_0/{name}", content)
+    return file.getvalue()
+
+
+class Bomb:
+    """Fills 3 GB when it is unpickled, even with `weights_only=True`."""
+
+    def __reduce__(self):
+        return bytearray, (3 << 30,)
+
+
+def overlap(folder: Path) -> None:
+    """A central directory that names one record a thousand times."""
+    path = folder / "pieces" / "piece_0.pth"
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        start, count = archive.start_dir, len(archive.infolist())
+    entry = data[start : data.index(b"PK\x01\x02", start + 4)]
+    extra = entry * 1000
+    end = data.rindex(b"PK\x05\x06")
+    counts = struct.pack("<HH", count + 1000, count + 1000)
+    size = struct.unpack("<I", data[end + 12 : end + 16])[0] + len(extra)
+    tail = data[end : end + 8] + counts + struct.pack("<I", size) + struct.pack("<I", start) + data[end + 20 :]
+    path.write_bytes(data[:start] + extra + data[start:end].partition(b"PK\x06\x06")[0] + tail)
+
+
+def whole(name: str, change: Callable[[dict], dict] = dict) -> Callable[[Path], None]:
+    """All layers in one file, no piece files."""
+
+    def edit(folder: Path) -> None:
+        paths = sorted((folder / "pieces").iterdir())
+        named = {f"{path.stem}.{kind}": a for path in paths for kind, a in torch.load(path).items()}
+        for path in paths:
+            path.unlink()
+        changed = change(named)
+        (save_tensors if name.endswith(".safetensors") else torch.save)(changed, folder / name)
+
+    return edit
+
+
+def parquet(kind: str = "float64", extra: bool = False) -> Callable[[Path], None]:
+    """The table as Parquet, its numbers of that type."""
+
+    def edit(folder: Path) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        names = (folder / CSV).read_text().splitlines()[0].split(",")
+        values = np.loadtxt(folder / CSV, np.float32, delimiter=",", skiprows=1).reshape(-1, len(names))
+        columns = {name: pyarrow.array(values[:, k].astype(kind)) for k, name in enumerate(names)}
+        columns = {"who": pyarrow.array([f"row {k}" for k in range(len(values))])} | columns if extra else columns
+        parquet.write_table(pyarrow.table(columns), folder / "historical_data.parquet")
+        (folder / CSV).unlink()
+
+    return edit
+
+
+def blank_cell(folder: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path = folder / "historical_data.parquet"
+    read = parquet.read_table(path)
+    cells = read.column("measurement_0").to_pylist()
+    column = pyarrow.array([*cells[:1], None, *cells[2:]])
+    parquet.write_table(read.set_column(0, "measurement_0", column), path)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+
 w = torch.randn(7, 5)
 nan, inf = float("nan"), float("inf")
 
-# The sound puzzle: L = 2, d = 5, h = 7, o = 1, pieces 0 to 4 in the order in, out, in, out, last; rows 1 to 6.
 FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     # pieces as files
     "no piece": (remove(*(f"pieces/piece_{n}.pth" for n in range(5))), ["got no pieces/piece_<n>.pth"]),
@@ -117,7 +200,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "one number twice": (copy_piece("piece_2.pth", "piece_02.pth"), ["piece_02.pth and piece_2.pth"]),
     "an empty piece": (piece(0, b""), ["piece_0.pth", "an empty file"]),
     "a Git-LFS pointer": (
-        piece(0, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        piece(0, POINTER),
         ["piece_0.pth", "Git-LFS"],
     ),
     "an HTML page": (piece(0, b"\n<!DOCTYPE html><html>404</html>"), ["piece_0.pth", "an HTML page"]),
@@ -132,10 +215,84 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a pipe for a piece": (lambda f: os.mkfifo(f / "pieces/piece_9.pth"), ["piece_9.pth", "no ordinary file"]),
     "a link to nowhere": (lambda f: (f / "pieces/piece_9.pth").symlink_to("x"), ["piece_9.pth", "No such file"]),
+    "a gzip piece": (
+        lambda f: piece(0, gzip.compress((f / "pieces/piece_0.pth").read_bytes()))(f),
+        ["piece_0.pth", "begins with b'\\x1f\\x8b"],
+    ),
+    "records that overlap": (overlap, ["piece_0.pth", "records that overlap"]),
+    "two files with all layers": (
+        lambda f: (whole("a.pth")(f), torch.save({}, f / "b.pth")),
+        ["one file with all layers", "a.pth and b.pth"],
+    ),
+    "all layers under other names": (
+        whole("all.pth", lambda named: {f"block {name}": a for name, a in named.items()}),
+        ["all.pth", "layers piece_<n>.weight", "'block piece_0.weight'"],
+    ),
+    "all layers, one number twice": (
+        whole("all.safetensors", lambda named: named | {"piece_00.weight": named["piece_0.weight"].clone()}),
+        ["all.safetensors", "one layer for each piece number", "'piece_00.'"],
+    ),
+    "all layers, one without a weight": (
+        whole("all.pth", lambda named: {k: a for k, a in named.items() if k != "piece_2.weight"}),
+        ["all.pth", "expected piece_2.weight beside piece_2.bias, got none"],
+    ),
+    "all layers, one of integers": (
+        whole("all.safetensors", lambda named: named | {"piece_2.weight": named["piece_2.weight"].to(torch.int8)}),
+        ["all.safetensors", "piece_2.weight", "floating-point", "I8"],
+    ),
+    "all layers, one quantised": (
+        whole("all.pth", lambda named: named | {"piece_1.weight": torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)}),
+        ["all.pth", "piece_1.weight", "floating-point", "qint8"],
+    ),
+    "all layers, one a view of one number": (
+        whole("all.pth", lambda named: named | {"piece_1.weight": torch.zeros(1).expand(10**7, 10**7)}),
+        ["all.pth", "piece_1.weight", "an ordinary floating-point tensor"],
+    ),
+    "all layers, one of NaN": (
+        whole("all.pth", lambda named: named | {"piece_3.bias": named["piece_3.bias"] * nan}),
+        ["all.pth", "piece_3.bias", "finite", "nan"],
+    ),
+    "all layers, one missing": (
+        whole("all.pth", lambda named: {k: a for k, a in named.items() if not k.startswith("piece_1.")}),
+        ["2 of [7, 5]", "1 of [5, 7]", "lacks 1"],
+    ),
+    "all layers, cut short": (
+        lambda f: (whole("all.safetensors")(f), cut("all.safetensors", 0.5)(f)),
+        ["all.safetensors", "cut short or damaged"],
+    ),
+    "a pointer to all layers": (
+        lambda f: (whole("all.safetensors")(f), (f / "all.safetensors").write_bytes(POINTER)),
+        ["all.safetensors", "Git-LFS"],
+    ),
+    "a model in its own order": (
+        whole("model.pth", lambda named: {f"{n}.inp.weight": w for n in range(4)}),
+        ["model.pth", "'0.inp.weight'"],
+    ),
     "a number changed": (flip, ["piece_0.pth", "checksum"]),
     "compressed": (compress, ["piece_0.pth", "compressed archive"]),
     # pieces as pickles
     "code": (lambda f: piece(0, lambda: {"weight": Code(f / "evil")})(f), ["piece_0.pth", "refused, not run"]),
+    "a bomb": (piece(0, lambda: {"weight": Bomb()}), ["piece_0.pth", "a pickle that asks for", "bytearray': refused"]),
+    "an older bomb": (
+        lambda f: torch.save({"weight": Bomb()}, f / "pieces/piece_0.pth", _use_new_zipfile_serialization=False),
+        ["piece_0.pth", "a pickle that asks for", "bytearray': refused"],
+    ),
+    "a name without end": (
+        piece(0, pickled(b"\x80\x02ctorch\n_rebuild" + b"9" * 10**6 + b"\n)R.")),
+        ["piece_0.pth", "a pickle that asks for 'torch _rebuild999", "refused"],
+    ),
+    "a name that never ends": (
+        piece(0, pickled(b"\x80\x02ctorch\n_rebuild" + b"9" * 10**6)),
+        ["piece_0.pth", "a damaged file"],
+    ),
+    "an optimizer's state alone": (
+        piece(0, lambda: {"optimizer": {"state": {0: {"exp_avg": w}}}}),
+        ["piece_0.pth", "one weight tensor, got none", "'optimizer'"],
+    ),
+    "arguments beside the weights": (
+        piece(0, lambda: {"state_dict": {"weight": w, "bias": w[:, 0]}, "args": argparse.Namespace(lr=1)}),
+        ["piece_0.pth", "argparse.Namespace", "refused, not run"],
+    ),
     "a whole module": (
         piece(0, lambda: torch.nn.Linear(5, 7)),
         ["piece_0.pth", "torch.nn.modules.linear.Linear", "refused"],
@@ -156,6 +313,13 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     # pieces as tensors
     "integers": (piece(0, state(torch.ones(7, 5, dtype=torch.int64))), ["piece_0.pth: weight", "floating-point", "int64"]),
     "complex": (piece(0, state(w.to(torch.complex64))), ["piece_0.pth: weight", "complex64"]),
+    "a quantised layer": (
+        piece(0, lambda: torch.ao.nn.quantized.Linear(5, 7).state_dict()),
+        ["piece_0.pth", "one weight tensor, got none"],
+    ),
+    "boolean": (piece(0, state(w > 0)), ["piece_0.pth: weight", "floating-point", "bool"]),
+    "a bias of integers": (piece(0, state(w, torch.zeros(7, dtype=torch.int32))), ["piece_0.pth: bias", "int32"]),
+    "a bias that is a matrix": (piece(0, state(w, torch.zeros(7, 1))), ["piece_0.pth: bias", "[7]", "[7, 1]"]),
     "quantised": (
         piece(0, state(lambda: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8))),
         ["piece_0.pth: weight", "qint8"],
@@ -213,7 +377,49 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "an open quote": (cell(6, 6, '"1'), [CSV, "expected a table", "unexpected end"]),
     "UTF-16": (table(lambda lines: "\n".join(lines).encode("utf-16")), [CSV, "UTF-8"]),
-    "a compressed table": (table(lambda lines: gzip.compress("\n".join(lines).encode())), [CSV, "UTF-8"]),
+    "a gzip table cut short": (
+        table(lambda lines: gzip.compress("\n".join(lines).encode())[:-20]),
+        [CSV, "expected a table", "gzip file cut short or damaged"],
+    ),
+    "a gzip table with a wrong checksum": (
+        table(lambda lines: gzip.compress("\n".join(lines).encode())[:-8] + bytes(8)),
+        [CSV, "expected a table", "gzip file cut short or damaged"],
+    ),
+    "a pointer for a table": (table(lambda _: POINTER), [CSV, "expected a table", "Git-LFS"]),
+    "a web page for a table": (table(lambda _: b"<html>404</html>"), [CSV, "expected a table", "an HTML page"]),
+    "unquoted thousands": (cell(1, 1, "1,234.5"), [CSV, "row 1", "expected 7 cells", "got 8"]),
+    "thousands by apostrophes": (cell(1, 1, "1'234.5"), [CSV, "measurement_1", "row 1", '"1\'234.5"']),
+    "thousands by spaces": (cell(1, 1, "1 234.5"), [CSV, "measurement_1", "row 1", "'1 234.5'"]),
+    "hexadecimal": (cell(1, 1, "0x1p3"), [CSV, "measurement_1", "row 1", "'0x1p3'"]),
+    "a currency": (cell(1, 1, "$3"), [CSV, "measurement_1", "row 1", "'$3'"]),
+    "a complex number": (cell(1, 1, "1+2j"), [CSV, "measurement_1", "row 1", "'1+2j'"]),
+    "a trailing comma on the header only": (
+        table(lambda lines: [f"{lines[0]},", *lines[1:]]),
+        [CSV, "row 1", "expected 8 cells", "got 7"],
+    ),
+    "a cell beyond the header": (
+        table(lambda lines: [lines[0], *(f"{line},9" for line in lines[1:])]),
+        [CSV, "row 1", "expected 7 cells", "got 8"],
+    ),
+    "spaces as separators": (table(lambda lines: [line.replace(",", " ") for line in lines]), [CSV, "measurement_0"]),
+    "Parquet with a blank cell": (
+        lambda f: (parquet()(f), blank_cell(f)),
+        ["historical_data.parquet", "measurement_0", "row 2", "a blank cell"],
+    ),
+    "Parquet of words": (parquet("str"), ["historical_data.parquet", "measurement_0", "expected numbers", "string"]),
+    "Parquet without rows": (
+        lambda f: (table(lambda lines: lines[:1])(f), parquet()(f)),
+        ["historical_data.parquet", "at least one row"],
+    ),
+    "Parquet without pred": (
+        lambda f: (table(lambda lines: [lines[0].replace("pred", "prod"), *lines[1:]])(f), parquet()(f)),
+        ["historical_data.parquet", "expected a column pred"],
+    ),
+    "Parquet with NaN": (lambda f: (cell(2, 3, "nan")(f), parquet()(f)), ["measurement_3", "row 2", "finite", "nan"]),
+    "Parquet cut short": (
+        lambda f: (parquet()(f), cut("historical_data.parquet", 0.7)(f)),
+        ["historical_data.parquet", "Parquet table, got one cut short or damaged"],
+    ),
     "a binary table": (table(lambda _: bytes(100)), [CSV, "measurement_0"]),
 }
 
@@ -261,8 +467,11 @@ def raw(change: Callable[[bytes], bytes]) -> Callable[[Path, Path], None]:
 
 
 CONVERTED: dict[str, tuple[Callable[[Path, Path], object], list[str]]] = {
-    "an empty file": (raw(lambda _: b""), ["cut short or damaged"]),
-    "another kind of file": (raw(lambda _: b"PK\x03\x04 and so on"), ["cut short or damaged"]),
+    "an empty file": (raw(lambda _: b""), ["an empty file"]),
+    "a pointer in place of the file": (raw(lambda _: POINTER), ["Git-LFS"]),
+    "a web page in place of the file": (raw(lambda _: b"<!doctype html>"), ["an HTML page"]),
+    "a PyTorch file": (raw(lambda _: b"PK\x03\x04 and so on"), ["a PyTorch file: put it into a folder"]),
+    "a table": (raw(lambda _: b"measurement_0,pred\n1,2\n"), ["cut short or damaged"]),
     "cut in the header": (raw(lambda data: data[:100]), ["cut short or damaged"]),
     "cut in the data": (raw(lambda data: data[:-4]), ["cut short or damaged"]),
     "bytes too many": (raw(lambda data: data + b"1234"), ["cut short or damaged"]),
@@ -270,6 +479,33 @@ CONVERTED: dict[str, tuple[Callable[[Path, Path], object], list[str]]] = {
     "a lie about a shape": (header(lambda h: h.replace(b'"shape":[7,5]', b'"shape":[7,6]', 1)), ["cut short or damaged"]),
     "a lie about a dtype": (header(lambda h: h.replace(b'"F32"', b'"F16"', 1)), ["cut short or damaged"]),
     "overlapping offsets": (header(lambda h: h.replace(b'"data_offsets":[0,', b'"data_offsets":[4,', 1)), ["damaged"]),
+    "offsets beyond the end": (
+        header(lambda h: re.sub(rb'"data_offsets":\[0,\d+\]', b'"data_offsets":[0,999999999]', h, count=1)),
+        ["damaged"],
+    ),
+    "negative offsets": (header(lambda h: h.replace(b'"data_offsets":[0,', b'"data_offsets":[-4,', 1)), ["damaged"]),
+    "offsets the wrong way round": (
+        header(lambda h: re.sub(rb'"data_offsets":\[0,(\d+)\]', rb'"data_offsets":[\1,0]', h, count=1)),
+        ["damaged"],
+    ),
+    "a hole between the tensors": (
+        header(
+            lambda h: h.replace(b'"piece_0.bias"', b'"hole":{"dtype":"F32","shape":[0],"data_offsets":[4,4]},"piece_0.bias"')
+        ),
+        ["damaged"],
+    ),
+    "a shape that overflows": (
+        header(lambda h: h.replace(b'"shape":[7,5]', b'"shape":[4294967296,4294967296]', 1)),
+        ["damaged"],
+    ),
+    "a type of its own": (header(lambda h: h.replace(b'"F32"', b'"F33"', 1)), ["damaged"]),
+    "a header that is no JSON": (header(lambda h: b"!" + h[1:]), ["damaged"]),
+    "a header too deep": (header(lambda h: b'{"a":' * 10_000), ["damaged"]),
+    "a header of 0 bytes": (raw(lambda data: bytes(8) + data[8:]), ["damaged"]),
+    "one name twice": (
+        header(lambda h: b'{"piece_0.bias":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},' + h[1:]),
+        ["expected every name once, got 'piece_0.bias' twice"],
+    ),
     "another writer's file": (converted(lambda _: None, None), ["another .safetensors file"]),
     "metadata that is no JSON": (converted(lambda _: None, "{"), ["metadata", "expected JSON"]),
     "metadata too deep": (converted(lambda _: None, "[" * 100_000), ["metadata", "expected JSON"]),
@@ -303,3 +539,198 @@ CONVERTED: dict[str, tuple[Callable[[Path, Path], object], list[str]]] = {
     "roles that are no roles": (converted(lambda _: None, {"format": 1, "roles": {"0": "middle"}}), ["'middle'"]),
     "roles that are no object": (converted(lambda _: None, {"format": 1, "roles": 5}), ["roles", "JSON object"]),
 }
+
+
+# Odd, and read rightly: each edits the folder into another form of the same puzzle
+
+
+def rewritten(change: Callable[[list[list[str]]], str | bytes]) -> Callable[[Path], None]:
+    """The table's cells, written in another way."""
+
+    def edit(folder: Path) -> None:
+        changed = change([line.split(",") for line in (folder / CSV).read_text().splitlines()])
+        (folder / CSV).write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+
+    return edit
+
+
+def joined(rows: list[list[str]], separator: str = ",", end: str = "\n") -> str:
+    return end.join(separator.join(row) for row in rows) + end
+
+
+WRITTEN: dict[str, Callable[[list[list[str]]], str | bytes]] = {
+    "byte-order mark": lambda rows: b"\xef\xbb\xbf" + joined(rows).encode(),
+    "CRLF": lambda rows: joined(rows, end="\r\n"),
+    "CR": lambda rows: joined(rows, end="\r"),
+    "no last line break": lambda rows: joined(rows).rstrip(),
+    "blank lines": lambda rows: "\n" + joined(rows) + "\n \n\n",
+    "semicolons": lambda rows: joined(rows, ";"),
+    "tabs": lambda rows: joined(rows, "\t"),
+    "spaces around": lambda rows: joined([[f" {cell} " for cell in row] for row in rows]),
+    "quotes": lambda rows: joined([[f'"{cell}"' for cell in row] for row in rows]),
+    "an index column": lambda rows: joined([[f"{k - 1}" if k else "", *row] for k, row in enumerate(rows)]),
+    "a column of words": lambda rows: joined([["who, what" if k < 0 else f"name{k}", *row] for k, row in enumerate(rows)]),
+    "separators in quotes": lambda rows: joined([[f'"a, ""{k}"""', *row] for k, row in enumerate(rows)]),
+    "trailing separators": lambda rows: joined([[*row, ""] for row in rows]),
+    "trailing separators on data rows": lambda rows: joined([rows[0], *([*row, ""] for row in rows[1:])]),
+    "the same, quoted": lambda rows: joined([rows[0], *(['"' + row[0] + '"', *row[1:], ""] for row in rows[1:])]),
+    "columns reversed": lambda rows: joined([row[::-1] for row in rows]),
+    "other spellings": lambda rows: joined([rows[0], *([f"{float(cell):+.30e}" for cell in row] for row in rows[1:])]),
+    "a quoted header": lambda rows: joined([[f'"{cell}"' for cell in rows[0]], *rows[1:]]),
+    "a named index column": lambda rows: joined([["index" if k == 0 else f"{k - 1}", *row] for k, row in enumerate(rows)]),
+    "extra columns between": lambda rows: joined(
+        [[*row[:3], "measured" if k == 0 else "7", *row[3:], "note" if k == 0 else ""] for k, row in enumerate(rows)]
+    ),
+    "a column of blanks": lambda rows: joined([[*row, "comment" if k == 0 else ""] for k, row in enumerate(rows)]),
+    "numbered outputs": lambda rows: joined(
+        [[f"{name}_0" if name in ("pred", "true") else name for name in rows[0]], *rows[1:]]
+    ),
+    "semicolons, CRLF, a byte-order mark": lambda rows: b"\xef\xbb\xbf" + joined(rows, ";", "\r\n").encode(),
+    "tabs and trailing tabs": lambda rows: joined([[*row, ""] for row in rows], "\t"),
+    "CRLF and blank last lines": lambda rows: joined(rows, end="\r\n") + "\r\n\r\n",
+    "signs and exponents": lambda rows: joined([rows[0], *([f"{float(cell):+.12E}" for cell in row] for row in rows[1:])]),
+    "gzip under the plain name": lambda rows: gzip.compress(joined(rows).encode()),
+    "gzip in two parts": lambda rows: gzip.compress(joined(rows[:3]).encode()) + gzip.compress(joined(rows[3:]).encode()),
+}
+
+
+def each(change: Callable[[dict], object], old: bool = False) -> Callable[[Path], None]:
+    """Save every piece's state dict in another form (`old`: as PyTorch before 1.6 did)."""
+
+    def edit(folder: Path) -> None:
+        for path in (folder / "pieces").iterdir():
+            torch.save(change(torch.load(path)), path, _use_new_zipfile_serialization=not old)
+
+    return edit
+
+
+def cast(dtype: torch.dtype) -> Callable[[dict], dict]:
+    return lambda state: {name: a.to(dtype) for name, a in state.items()}
+
+
+def shared(state: dict) -> dict:
+    both = torch.cat([state["weight"].flatten(), state["bias"]])
+    return {"weight": both[: state["weight"].numel()].view(state["weight"].shape), "bias": both[state["weight"].numel() :]}
+
+
+def saved_on(device: str) -> Callable[[Path], None]:
+    """As if every tensor had been on that device."""
+
+    def edit(folder: Path) -> None:
+        for path in (folder / "pieces").iterdir():
+            with zipfile.ZipFile(path) as archive:
+                records = {name: archive.read(name) for name in archive.namelist()}
+            name = next(name for name in records if name.endswith("data.pkl"))
+            place = device.encode()
+            changed = records[name].replace(b"X\x03\x00\x00\x00cpu", b"X" + struct.pack("<I", len(place)) + place)
+            assert changed != records[name]
+            with zipfile.ZipFile(path, "w") as archive:
+                for other, data in (records | {name: changed}).items():
+                    archive.writestr(other, data)
+
+    return edit
+
+
+def renamed(name: Callable[[int], str]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        paths = sorted((folder / "pieces").iterdir())
+        for path in paths:
+            path.rename(path.with_suffix(".old"))
+        for path in paths:
+            path.with_suffix(".old").rename(path.with_name(name(int(path.stem.partition("_")[2]))))
+
+    return edit
+
+
+def stray(folder: Path) -> None:
+    for name in (".DS_Store", "._piece_0.pth", "piece_0.pth.bak", "piece_x.pth", "checkpoint.pth", "piece_٣.pth", "README"):
+        (folder / "pieces" / name).write_bytes(b"stray")
+    for name in (".DS_Store", "model.pth", "solution.safetensors", "notes.txt"):
+        (folder / name).write_bytes(b"stray")
+    (folder / "pieces" / "old").mkdir()
+    (folder / "pieces" / ".ipynb_checkpoints").mkdir()
+
+
+def gzipped(folder: Path) -> None:
+    (folder / f"{CSV}.gz").write_bytes(gzip.compress((folder / CSV).read_bytes()))
+    (folder / CSV).unlink()
+
+
+def read_only(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+ODD: dict[str, Callable[[Path], object]] = {
+    # pieces
+    "float64": each(cast(torch.float64)),
+    "float16": each(cast(torch.float16)),
+    "bfloat16": each(cast(torch.bfloat16)),
+    "an older file of float16": each(cast(torch.float16), old=True),
+    "float64 weights, float32 biases": each(lambda state: state | {"weight": state["weight"].double()}),
+    "an older file": each(dict, old=True),
+    "needing gradients": each(lambda state: {name: a.requires_grad_() for name, a in state.items()}),
+    "parameters": each(lambda state: {name: torch.nn.Parameter(a) for name, a in state.items()}),
+    "an older file of parameters": each(lambda state: {k: torch.nn.Parameter(a) for k, a in state.items()}, old=True),
+    "on CUDA": saved_on("cuda:0"),
+    "on a second CUDA device": saved_on("cuda:1"),
+    "on MPS": saved_on("mps"),
+    "not contiguous": each(lambda state: state | {"weight": state["weight"].T.contiguous().T}),
+    "strided": each(lambda state: state | {"bias": torch.stack([state["bias"]] * 2, dim=1)[:, 0]}),
+    "views of larger storage": each(lambda state: {name: torch.cat([a, a])[len(a) :] for name, a in state.items()}),
+    "sharing storage": each(shared),
+    "sharing storage, an older file": each(shared, old=True),
+    "a prefix": each(lambda state: {f"layer.{name}": a for name, a in state.items()}),
+    "a wrapped model's prefix": each(lambda state: {f"module.net.0.{name}": a for name, a in state.items()}),
+    "nested": each(lambda state: {"state_dict": state, "epoch": 3, "config": {"lr": 0.1}}),
+    "nested beside an optimizer's state": each(
+        lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {0: {"exp_avg": state["weight"]}}}}
+    ),
+    "nested twice": each(lambda state: {"model": {"state_dict": state}}),
+    "an optimizer's state beside": each(lambda state: {**state, "optimizer": {"state": {0: {"exp_avg": state["bias"]}}}}),
+    "other entries": each(lambda state: {**state, "epoch": 3, "name": "piece", "scale": torch.ones(1)}),
+    "an ordered dictionary": each(OrderedDict),
+    "a layer's own state dict": each(
+        lambda state: (
+            (layer := torch.nn.Linear(*reversed(state["weight"].shape))).load_state_dict(state) and layer.state_dict()
+        )
+    ),
+    # one file with all layers
+    "all layers in a .pth": whole("all.pth"),
+    "all layers in a .pt": whole("all.pt"),
+    "all layers in a .safetensors": whole("all.safetensors"),
+    "all layers among the pieces": whole("pieces/all.pth"),
+    "all layers by number": whole("all.pth", lambda named: {k.removeprefix("piece_"): a for k, a in named.items()}),
+    "all layers, each a state dict": whole(
+        "all.pth",
+        lambda named: {n: {k: named[f"piece_{n}.{k}"] for k in ("weight", "bias")} for n in range(5)},
+    ),
+    "all layers, by file name": whole(
+        "all.pth",
+        lambda named: {f"piece_{n}.pth": {k: named[f"piece_{n}.{k}"] for k in ("weight", "bias")} for n in range(5)},
+    ),
+    "all layers, nested beside an optimizer's state": whole(
+        "all.pth", lambda named: {"state_dict": named, "optimizer": {"state": {}}, "epoch": 3}
+    ),
+    "all layers in bfloat16": whole("all.safetensors", cast(torch.bfloat16)),
+    "all layers in float64": whole("all.pth", cast(torch.float64)),
+    # names and places
+    "zero-padded": renamed(lambda n: f"piece_{n:03}.pth"),
+    "stray files": stray,
+    "a read-only folder": read_only,
+    # tables
+    **{name: rewritten(change) for name, change in WRITTEN.items()},
+    "gzip": gzipped,
+    "Parquet": parquet(),
+    "Parquet of float32": parquet("float32"),
+    "Parquet with a column of words": parquet(extra=True),
+}
+
+NUMBERED: dict[str, Callable[[int], int]] = {
+    "from 1": lambda n: n + 1,
+    "from 1000": lambda n: n + 1000,
+    "with gaps": lambda n: n * n + 3,
+    "backwards": lambda n: 4 - n,
+    "of nine digits": lambda n: 999_999_999 - n,
+}
+"""The number that each piece has instead."""

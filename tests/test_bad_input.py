@@ -1,25 +1,100 @@
-"""Whatever is handed in is read rightly or refused with one line; nothing in it is run."""
+"""Whatever is handed in is read as what it is or refused with one line; nothing in it is run."""
 
+import gzip
+import io
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from builders import random_puzzle
-from corpus import CONVERTED, FOLDERS
+from builders import random_puzzle, same
+from corpus import CONVERTED, FOLDERS, NUMBERED, ODD, renamed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dropjax import files
+from dropjax import console, files
 from dropjax.puzzle import InputError, Puzzle
 
 
 @pytest.fixture
 def sound(tmp_path: Path) -> Path:
     puzzle, permutation = random_puzzle(np.random.default_rng(0), L=2, d=5, h=7, rows=6)
-    in_order = dict(enumerate(puzzle.pieces[n] for n in permutation))
+    pieces = [tuple(np.round(64 * a) / 64 for a in puzzle.pieces[n]) for n in permutation]
+    assert max(np.abs(a).max() for piece in pieces for a in piece) < 4
+    in_order = dict(enumerate(pieces))
     files.write_folder(Puzzle.from_arrays(in_order, puzzle.x, puzzle.pred, puzzle.true), tmp_path / "sound")
     return tmp_path / "sound"
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_folder_is_read_as_what_it_is(sound: Path, name: str):
+    if "Parquet" in name:
+        pytest.importorskip("pyarrow")
+    puzzle = files.load(sound)
+    before = {path: path.read_bytes() for path in sound.rglob("*") if path.is_file()}
+    ODD[name](sound)
+    after = {path: path.read_bytes() for path in sound.rglob("*") if path.is_file()}
+    assert after != before or name == "a read-only folder"
+    assert same(files.load(sound), puzzle)
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_pieces_keep_the_numbers_they_have(sound: Path, name: str):
+    puzzle, number = files.load(sound), NUMBERED[name]
+    renamed(lambda n: f"piece_{number(n)}.pth")(sound)
+    pieces = {number(n): piece for n, piece in puzzle.pieces.items()}
+    assert same(files.load(sound), Puzzle.from_arrays(pieces, puzzle.x, puzzle.pred, puzzle.true))
+
+
+@pytest.mark.parametrize("place", ["a folder with spaces", "ünïcödé 层 🙂", "quo'te\"s", "new\nline", "percent%20"])
+def test_a_folder_may_have_any_name(sound: Path, place: str):
+    puzzle = files.load(sound)
+    moved = sound.rename(sound.with_name(place))
+    files.write_converted(files.load(moved), moved / "converted.safetensors")
+    assert same(files.load(moved), puzzle)
+    assert same(files.load(moved / "converted.safetensors"), puzzle)
+
+
+def test_a_name_that_is_no_text_can_be_printed(monkeypatch: pytest.MonkeyPatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "utf-8"))
+
+    def main() -> int:
+        print(os.fsdecode(b"puzzle \xff"), flush=True)
+        return 0
+
+    with pytest.raises(SystemExit) as end:
+        console.run_command(main)
+    assert (end.value.code, written.getvalue()) == (0, b"puzzle \\udcff\n")
+
+
+def test_casts_of_a_file_with_all_layers_are_told(sound: Path):
+    ODD["all layers in bfloat16"](sound)
+    assert files.load(sound).notes == ("5 of 5 pieces: cast from bfloat16 to float32",)
+
+
+def test_a_small_gzip_file_that_unpacks_to_more_than_the_bound_is_refused(sound: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "UNPACKED", 1 << 20)
+    (sound / files.TABLE).write_bytes(gzip.compress(bytes(2 << 20)))
+    assert "expected a gzip file of at most 1 MiB of text, got more" in refused(sound)
+
+
+def test_without_pyarrow_one_line_says_what_to_install(sound: Path, monkeypatch: pytest.MonkeyPatch):
+    (sound / files.TABLE).rename(sound / "historical_data.parquet")
+    (sound / "historical_data.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "pip install 'dropjax[parquet]'" in refused(sound)
+
+
+def test_the_corpus_is_as_large_as_the_readme_says():
+    bad, odd = len(FOLDERS) + len(CONVERTED) + len(ROLES) + len(PERMUTATIONS), len(ODD) + len(NUMBERED)
+    print(f"{bad} bad inputs, {odd} odd ones")
+    readme = Path(__file__).resolve().parents[1] / "README.md"
+    if readme.exists():
+        assert f"{bad} bad inputs and {odd} odd ones" in " ".join(readme.read_text().split())
+    assert min(bad, odd) >= 60
 
 
 def refused(path: Path) -> str:
@@ -32,9 +107,11 @@ def refused(path: Path) -> str:
     return message
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize")
+@pytest.mark.filterwarnings("ignore:torch.quantize", "ignore:loadtxt")
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_bad_folder_is_refused_in_one_line(sound: Path, name: str):
+    if "Parquet" in name:
+        pytest.importorskip("pyarrow")
     edit, words = FOLDERS[name]
     edit(sound)
     message = refused(sound)
@@ -83,10 +160,10 @@ def test_bad_roles_are_refused(tmp_path: Path, name: str):
         files.read_roles(path)
 
 
-@pytest.mark.parametrize(
-    ("content", "word"),
-    [(b"1,2,x", "place 3.*'x'"), (b"", "place 1"), (b"\xff", "no text"), (b"1,,2", "place 2"), (b"-1", "'-1'")],
-)
+PERMUTATIONS = [(b"1,2,x", "place 3.*'x'"), (b"", "place 1"), (b"\xff", "no text"), (b"1,,2", "place 2"), (b"-1", "'-1'")]
+
+
+@pytest.mark.parametrize(("content", "word"), PERMUTATIONS)
 def test_a_bad_permutation_is_refused(tmp_path: Path, content: bytes, word: str):
     path = tmp_path / "permutation.txt"
     path.write_bytes(content)

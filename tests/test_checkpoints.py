@@ -210,3 +210,29 @@ def test_partners_share_the_longest_beginning():
     assert true_partners(["a.0.x", "a.1.x"], ["b.1.y", "b.0.y"]) is None
     assert true_partners(["a.0.x", "a.1.x"], ["a.0.y", "a.0.z"]) is None
     assert true_partners(["a.10.x", "a.1.x"], ["a.1.y", "a.10.y"]) == [1, 0]
+
+
+def test_names_may_hold_any_digits(tmp_path):
+    renamed = {name.replace("layers.1", f"layers.{'9' * 5000}"): a for name, a in weights().items()}
+    renamed = {name.replace("layers.2", "layers.10²"): a for name, a in renamed.items()}
+    names = find_halves(open_checkpoint(saved(tmp_path, renamed))).sides["in"].names
+    assert [name[:9] for name in names] == ["layers.0.", "layers.10", "layers.99"]
+
+
+def test_a_file_may_hold_each_layer_as_a_state_dict_of_its_own(tmp_path):
+    arrays = weights()
+    layers = {name.rpartition(".")[0] for name in arrays if ".fc" in name}
+    nested = {n: {k: torch.tensor(arrays[f"{n}.{k}"]) for k in ("weight", "bias")} for n in sorted(layers)}
+    torch.save({"model": nested, "optimizer": {"state": {}}}, tmp_path / "model.pth")
+    checkpoint = open_checkpoint(tmp_path / "model.pth")
+    a, _ = find_halves(checkpoint).halves("in", "out").units(0, H)
+    np.testing.assert_array_equal(a, stacked(arrays, "fc1"))
+
+
+def test_a_view_that_repeats_its_storage_is_not_read(tmp_path):
+    state = {name: torch.tensor(a) for name, a in weights().items()}
+    torch.save({**state, "huge.weight": torch.zeros(1).expand(10**7, 10**7)}, tmp_path / "model.pth")
+    checkpoint = open_checkpoint(tmp_path / "model.pth")
+    assert "huge.weight" not in checkpoint.shapes
+    assert checkpoint.types["huge.weight"] == "float32"
+    find_halves(checkpoint)

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from builders import random_puzzle
+from builders import random_puzzle, same
+from corpus import joined, rewritten
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
@@ -26,12 +26,6 @@ from dropjax.solution import Outcome, Pairing, Solution, Stage
 from dropjax.stack import replay
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "convert_pieces.py"
-
-
-def same(a: Puzzle, b: Puzzle) -> bool:
-    names = ("in_numbers", "out_numbers", "w_in", "b_in", "w_out", "b_out", "w_last", "b_last", "x", "pred", "true")
-    pairs = ((getattr(a, name), getattr(b, name)) for name in names)
-    return a.last_number == b.last_number and all(p is q is None or p.tobytes() == q.tobytes() for p, q in pairs)
 
 
 @pytest.fixture
@@ -147,44 +141,6 @@ def test_the_real_puzzle_converts_bit_for_bit(real_folder: Path, real_puzzle: Pu
 # Tables
 
 
-def rewritten(folder: Path, change: Callable[[list[list[str]]], str | bytes]) -> Path:
-    """The table's cells, written in another way."""
-    path = folder / files.TABLE
-    changed = change([line.split(",") for line in path.read_text().splitlines()])
-    path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
-    return folder
-
-
-def joined(rows: list[list[str]], separator: str = ",", end: str = "\n") -> str:
-    return end.join(separator.join(row) for row in rows) + end
-
-
-TABLES: dict[str, Callable[[list[list[str]]], str | bytes]] = {
-    "byte-order mark": lambda rows: b"\xef\xbb\xbf" + joined(rows).encode(),
-    "CRLF": lambda rows: joined(rows, end="\r\n"),
-    "CR": lambda rows: joined(rows, end="\r"),
-    "no last line break": lambda rows: joined(rows).rstrip(),
-    "blank lines": lambda rows: "\n" + joined(rows) + "\n \n\n",
-    "semicolons": lambda rows: joined(rows, ";"),
-    "tabs": lambda rows: joined(rows, "\t"),
-    "spaces around": lambda rows: joined([[f" {cell} " for cell in row] for row in rows]),
-    "quotes": lambda rows: joined([[f'"{cell}"' for cell in row] for row in rows]),
-    "an index column": lambda rows: joined([[f"{k - 1}" if k else "", *row] for k, row in enumerate(rows)]),
-    "a column of words": lambda rows: joined([["who, what" if k < 0 else f"name{k}", *row] for k, row in enumerate(rows)]),
-    "separators in quotes": lambda rows: joined([[f'"a, ""{k}"""', *row] for k, row in enumerate(rows)]),
-    "trailing separators": lambda rows: joined([[*row, ""] for row in rows]),
-    "trailing separators on data rows": lambda rows: joined([rows[0], *([*row, ""] for row in rows[1:])]),
-    "the same, quoted": lambda rows: joined([rows[0], *(['"' + row[0] + '"', *row[1:], ""] for row in rows[1:])]),
-    "columns reversed": lambda rows: joined([row[::-1] for row in rows]),
-    "other spellings": lambda rows: joined([rows[0], *([f"{float(cell):+.30e}" for cell in row] for row in rows[1:])]),
-}
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_every_way_of_writing_the_table_reads_the_same(folder: Path, puzzle: Puzzle, name: str):
-    assert same(files.load(rewritten(folder, TABLES[name])), puzzle)
-
-
 def test_one_output_may_be_numbered_or_not(tmp_path: Path):
     puzzle, _ = random_puzzle(np.random.default_rng(0), rows=3)
     files.write_folder(puzzle, tmp_path / "folder")
@@ -192,7 +148,8 @@ def test_one_output_may_be_numbered_or_not(tmp_path: Path):
     def numbered(rows: list[list[str]]) -> str:
         return joined([[f"{name}_0" if name in ("pred", "true") else name for name in rows[0]], *rows[1:]])
 
-    assert same(files.load(rewritten(tmp_path / "folder", numbered)), puzzle)
+    rewritten(numbered)(tmp_path / "folder")
+    assert same(files.load(tmp_path / "folder"), puzzle)
 
 
 @settings(max_examples=50, deadline=None)
