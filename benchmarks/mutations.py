@@ -36,6 +36,7 @@ from safetensors.torch import save_file
 
 from dropjax import checkpoints, console, files
 from dropjax.convert import read_pth
+from dropjax.journal import read_checkpoint, write_checkpoint
 from dropjax.puzzle import InputError, Puzzle
 
 SECONDS = 5.0
@@ -138,6 +139,9 @@ def kinds(folder: Path) -> list[Kind]:
 
         return read
 
+    search = place("search") / "kept"
+    results = [np.arange(6, dtype=np.int32).reshape(3, 2), np.float32(0.5)]
+    write_checkpoint(search, [[results, results], [results]], {"puzzle": "this"})
     piece = zipped / "pieces/piece_0.pth"
     found = [
         Kind("piece .pth", piece, load(zipped)),
@@ -156,6 +160,8 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("gzip CSV", gz / files.TABLE, load(gz)),
         Kind("gzip CSV, checksum right", gz / files.TABLE, load(gz), regzipped),
         Kind("roles", roles, lambda: files.load(zipped, files.read_roles(roles))),
+        Kind("search checkpoint", search, lambda: read_checkpoint(search, {"puzzle": "this"})),
+        Kind("search checkpoint, header", search, lambda: read_checkpoint(search, {"puzzle": "this"}), reheaded),
         Kind("permutation", permutation, lambda: puzzle.arrangement(files.read_permutation(permutation))),
     ]
     if importlib.util.find_spec("pyarrow"):

@@ -9,15 +9,16 @@ import interruptions
 import numpy as np
 from builders import random_puzzle
 
-from dropjax import files
+from dropjax import device, files
 
 
 def test_a_killed_search_goes_on_through_the_same_states(tmp_path: Path, monkeypatch):
-    puzzle, _ = random_puzzle(np.random.default_rng(5), L=8, coupling=0, rows=400)
+    puzzle, _ = random_puzzle(np.random.default_rng(5), L=24, d=16, h=24, coupling=0, rows=600)
     hopeless = dataclasses.replace(puzzle, pred=np.random.default_rng(0).permutation(puzzle.pred))
     path, report = tmp_path / "hopeless.safetensors", tmp_path / "report.json"
     files.write_converted(hopeless, path)
     options = ["--pairing", "ddr", "--kills", "3", "--seconds", "20", "--longest", "8", "--seed", "1", "--json", str(report)]
+    monkeypatch.setattr(device, "configure", lambda: None)  # its settings are the process's, and so the other tests'
     monkeypatch.setattr(sys, "argv", ["interruptions.py", str(path), *options])
     assert interruptions.main() == 0
     rows = json.loads(report.read_text())["rows"]

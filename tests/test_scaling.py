@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import scaling
 
+from dropjax import device
+
 
 def test_records_are_kept_and_exponents_fitted(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(device, "configure", lambda *_: None)  # its settings are the process's, and so the other tests'
     monkeypatch.setattr(scaling, "HERE", scaling.Point("planted", 12, 32, 500))
     monkeypatch.setattr(scaling, "LINES", {"L": (6, 12), "d": (32,), "N": (500,)})
     report, figure = tmp_path / "report.json", tmp_path / "figure.png"
