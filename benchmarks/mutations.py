@@ -140,7 +140,7 @@ def kinds(folder: Path) -> list[Kind]:
         return read
 
     search = place("search") / "kept"
-    results = [np.arange(6, dtype=np.int32).reshape(3, 2), np.float32(0.5)]
+    results = [np.arange(6, dtype=np.int32).reshape(3, 2), np.array(0.5, np.float32)]
     write_checkpoint(search, [[results, results], [results]], {"puzzle": "this"})
     piece = zipped / "pieces/piece_0.pth"
     found = [

@@ -64,7 +64,7 @@ def moved(arrangement: Int[Array, "L 2"], move: Int[Array, "3"]) -> Int[Array, "
 
 @jax.jit
 def squared_error(stack: Stack, arrangement, start, state, pred, weight) -> Float[Array, ""]:
-    """Weighted sum of squared errors of an arrangement run from `state`, the state before position `start`."""
+    """Weighted sum of squared errors, in pred's units squared, of an arrangement run from `state`, that before `start`."""
     outputs = read_out(stack, advance(stack, arrangement, start, stack.depth, state))
     return jnp.sum(weight[:, None] * (outputs - pred) ** 2)
 

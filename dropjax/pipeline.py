@@ -307,7 +307,8 @@ def identity(puzzle: Puzzle, options: Options) -> dict[str, str]:
 def solve_many(puzzles: Iterable[Puzzle], options: Options | None = None, **changes) -> Iterator[Solution]:
     """`solve` for each puzzle, in the order given; programs are compiled once per shape.
 
-    A CPU runs as many puzzles at once as it has cores: one small puzzle's products do not keep it busy.
+    A CPU runs as many puzzles at once as it has cores: one small puzzle's products do not keep it busy. Raises as `solve`,
+    where the puzzle's turn has come.
     """
     options = _changed(options, changes)
     with ThreadPoolExecutor(workers()) as pool:

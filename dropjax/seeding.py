@@ -166,7 +166,10 @@ def seed_order(
     x: Float[Array, "N d"],
     random_seed: int = 0,
 ) -> Int[np.ndarray, "L 2"]:
-    """The arrangement of `pairs` in the seed order `name`; `direction` says whether the smallest or the largest is first."""
+    """The arrangement of `pairs` in the seed order `name`; `direction` says whether the smallest or the largest is first.
+
+    `name` is one of `SEED_ORDERS` (paper, Section 4.1); KeyError for another.
+    """
     if name == "random":
         order = np.random.default_rng(random_seed).permutation(len(pairs))
     elif name == "greedy":
