@@ -1,4 +1,4 @@
-"""Each kernel's time, useful FLOP/s and share of the machine's matrix-product rate: kernels.py [PUZZLE] [--json FILE].
+"""Each kernel's time, useful FLOP/s and share of the machine's matrix-product rate: kernels.py [PUZZLE] [--rows N] [--json FILE].
 
 Useful operations are those that the arithmetic needs: 4·d·h a block evaluation and row, twice that for the block's adjoint
 with the activation's slope recomputed counted as half a block. The last rows time the whole route as `solve` takes it.
@@ -34,8 +34,8 @@ class Kernel(NamedTuple):
     """Useful floating-point operations; 0 where counting them says nothing."""
 
 
-def kernels(puzzle: Puzzle, repeats: int) -> Iterator[Kernel]:
-    """Every kernel on this puzzle, from the delta-norm seed order."""
+def kernels(puzzle: Puzzle, repeats: int, rows_too: int | None = None) -> Iterator[Kernel]:
+    """Every kernel on this puzzle, from the delta-norm seed order; the pass once more over the table repeated to `rows_too`."""
     stack = puzzle.stack()
     depth, hidden, width = puzzle.w_in.shape
     problem = Problem.of(stack, puzzle.x, puzzle.pred)
@@ -62,6 +62,15 @@ def kernels(puzzle: Puzzle, repeats: int) -> Iterator[Kernel]:
         time(lambda: verify.outputs_and_errors(stack, order, problem.x, problem.pred)),
         depth * block * all_rows,
     )
+    if rows_too is not None:
+        long = Problem.of(stack, *(np.resize(part, (rows_too, part.shape[1])) for part in (puzzle.x, puzzle.pred)))
+        yield Kernel(
+            "forward pass, verified, table repeated",
+            rows_too,
+            time(lambda: verify.outputs_and_errors(stack, order, long.x, long.pred)),
+            depth * block * rows_too,
+        )
+        del long
     linearise = jax.jit(moves.linearise)
     both_ways = depth * 2.5 * block * rows
     yield Kernel("trajectory and adjoints", rows, time(lambda: linearise(stack, order, few.x)), both_ways)
@@ -138,6 +147,7 @@ def main() -> int:
     parser = console.Parser(description=__doc__)
     parser.add_argument("puzzle", nargs="?", type=Path, help="default: the example")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rows", type=int, metavar="N", help="a pass over the table repeated to N rows, too")
     parser.add_argument("--platform", choices=("cpu", "gpu", "cuda", "rocm", "tpu"))
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -151,7 +161,7 @@ def main() -> int:
     print(f"L = {depth}, d = {width}, h = {hidden}; square products {limit / 1e9:.0f} GFLOP/s\n")
     print(f"{'kernel':<50}{'rows':>8}{'ms':>10}{'GFLOP/s':>10}{'of limit':>10}")
     rows: list[dict[str, Any]] = []
-    for kernel in kernels(puzzle, args.repeats):
+    for kernel in kernels(puzzle, args.repeats, args.rows):
         rate = kernel.flop / kernel.seconds
         shares = f"{rate / 1e9:>10.1f}{rate / limit:>10.0%}" if kernel.flop else f"{'—':>10}{'—':>10}"
         print(f"{kernel.name:<50}{kernel.rows:>8,}{kernel.seconds * 1e3:>10.1f}{shares}", flush=True)
