@@ -1,5 +1,6 @@
-"""Each kernel's time, useful FLOP/s and share of the machine's matrix-product rate: kernels.py [PUZZLE] [--rows N] [--json FILE].
+"""Each kernel's time, useful FLOP/s and share of the machine's rate: kernels.py [PUZZLE] [--rows N] [--json FILE].
 
+The machine's rate is that of its best square matrix product.
 Useful operations are those that the arithmetic needs: 4·d·h a block evaluation and row, twice that for the block's adjoint
 with the activation's slope recomputed counted as half a block. The last rows time the whole route as `solve` takes it.
 """
@@ -35,7 +36,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(puzzle: Puzzle, repeats: int, rows_too: int | None = None) -> Iterator[Kernel]:
-    """Every kernel on this puzzle, from the delta-norm seed order; the pass once more over the table repeated to `rows_too`."""
+    """Every kernel on this puzzle, from the delta-norm seed order; a pass over the table repeated to `rows_too`, too."""
     stack = puzzle.stack()
     depth, hidden, width = puzzle.w_in.shape
     problem = Problem.of(stack, puzzle.x, puzzle.pred)
