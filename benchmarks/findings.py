@@ -272,6 +272,8 @@ def minima(path: Path) -> Iterator[Task]:
 
     for recipe in RECIPES:
         yield from tasks(partial(trained, recipe), recipe, 500, STARTS)
+    for recipe, rows in itertools.product(("adam 1e-3", "adamw 1e-3, decay 0.1"), (50, 100, 200, 2000)):
+        yield from tasks(partial(trained, recipe), recipe, rows, STARTS)
     yield from tasks(partial(given, path), "given puzzle", 250, 2)
     yield from tasks(example, "shipped example", 250, 2)
 
