@@ -32,6 +32,9 @@ from dropjax.stack import Stack, advance, read_out, replay
 EXACT = 1e-5
 """An exact answer's RMS error, as a fraction of RMS(pred)."""
 
+PASS_ROWS = 1 << 14
+"""Rows that go through the stack together: enough for every core, few enough to stay in the cache from block to block."""
+
 SCREENED_ROWS = 64
 """Rows on which ties are looked for and float32's noise is measured; what is found is tried on all rows."""
 
@@ -42,7 +45,8 @@ def outputs_and_errors(
 ) -> tuple[Float[Array, "N o"], Float[Array, ""], Float[Array, ""]]:
     """The outputs, their MSE and their largest absolute error, in one pass over all rows."""
     rows, (hidden, width) = len(x), stack.w_in.shape[1:]
-    chunks = in_chunks(x, chunk_size(rows, 8 * (width + hidden), memory))
+    bytes_per_row = 8 * (width + hidden)
+    chunks = in_chunks(x, chunk_size(rows, bytes_per_row, min(memory, PASS_ROWS * bytes_per_row)))
     run = lambda x: read_out(stack, advance(stack, arrangement, 0, stack.depth, x))  # noqa: E731
     outputs = lax.map(run, chunks).reshape(-1, pred.shape[1])[:rows]
     error = outputs - pred
