@@ -133,8 +133,8 @@ def repaired(subject: Subject, rows: int, places: Int[np.ndarray, " L"], most: i
 
     Repair both ways is left out where the other did not end by itself.
     """
-    few, asked = subject.problem.first(rows), itertools.count()
-    route = analysis.repair_route(subject.problem, few, blocks_at(places), lambda: next(asked) * 8 >= most)
+    few = subject.problem.first(rows)
+    route = analysis.repair_route(subject.problem, few, blocks_at(places), most)
     decided = analysis.decisions([order[:, 0] for order in route.arrangements])
     wrong = [exchange for exchange in decided.kept if not exchange.sorts]
     ended = len(route.table) <= most

@@ -37,15 +37,11 @@ class Point(NamedTuple):
         return f"{self.kind}-{self.L}-{self.d}-{self.N}"
 
 
-DEPTHS, WIDTHS, ROWS, TRAINED = (
-    (24, 48, 96, 192, 384, 768, 1024),
-    (32, 64, 128, 256),
-    (500, 2000, 10_000, 50_000),
-    (24, 48, 96, 192),
-)
 HERE = Point("planted", 48, 64, 2000)
 """Where the three lines meet."""
-LINES = {"L": DEPTHS, "d": WIDTHS, "N": ROWS}
+LINES = {"L": (24, 48, 96, 192, 384, 768, 1024), "d": (32, 64, 128, 256), "N": (500, 2000, 10_000, 50_000)}
+TRAINED = (24, 48, 96, 192)
+"""Depths."""
 TIMES = ("pair", "order", "verify", "total", "first_order")
 
 
@@ -143,16 +139,21 @@ def kept(point: Point, folder: Path, limit: float) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def along(rows: Sequence[dict[str, Any]], axis: str) -> list[dict[str, Any]]:
+    """The rows on one of the lines, in its order."""
+    others = [name for name in ("kind", "L", "d", "N") if name != axis]
+    return sorted((row for row in rows if all(row[n] == getattr(HERE, n) for n in others)), key=lambda row: row[axis])
+
+
 def exponents(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Slopes of the logarithms along each line, of solved points for the times that depend on the search."""
     slopes: dict[str, dict[str, float]] = {}
     for axis in LINES:
-        others = [name for name in ("kind", "L", "d", "N") if name != axis]
-        line = [row for row in rows if all(row[name] == getattr(HERE, name) for name in others)]
         for time in TIMES:
-            along = [row for row in line if time in ("pair", "first_order") or row["outcome"] != "not_solved"]
-            if len(along) > 1:
-                sizes, seconds = np.log([[row[axis], max(row[time], 1e-6)] for row in along]).T
+            searched = time not in ("pair", "first_order")
+            line = [row for row in along(rows, axis) if not searched or row["outcome"] != "not_solved"]
+            if len(line) > 1:
+                sizes, seconds = np.log([[row[axis], max(row[time], 1e-6)] for row in line]).T
                 slopes.setdefault(axis, {})[time] = float(np.polyfit(sizes, seconds, 1)[0])
     return slopes
 
@@ -166,8 +167,7 @@ def plot(rows: Sequence[dict[str, Any]], slopes: dict[str, dict[str, float]], pa
 
     figure, panels = plt.subplots(1, len(LINES), figsize=(11, 4), layout="constrained", sharey=True)
     for axes, axis in zip(panels, LINES, strict=True):
-        others = [name for name in ("kind", "L", "d", "N") if name != axis]
-        line = sorted((row for row in rows if all(row[n] == getattr(HERE, n) for n in others)), key=lambda row: row[axis])
+        line = along(rows, axis)
         for color, time in enumerate(TIMES):
             slope = slopes.get(axis, {}).get(time, math.nan)
             label = f"{time.replace('_', ' ')}, exponent {slope:.1f}"
@@ -190,7 +190,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="two points along each line")
     parser.add_argument("--trained", action="store_true", help="trained stacks too")
     parser.add_argument(
-        "--deepest", type=int, default=max(DEPTHS), metavar="L", help="no stack of more blocks (%(default)s)"
+        "--deepest", type=int, default=max(LINES["L"]), metavar="L", help="no stack of more blocks (%(default)s)"
     )
     parser.add_argument("--time-limit", type=float, default=600, metavar="SECONDS", help="of each solve (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE")

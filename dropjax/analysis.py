@@ -4,7 +4,8 @@ Unless said otherwise a stack stands in its order here: input half k and output 
 (`Stack.arranged`). Means are over the rows given.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -434,14 +435,12 @@ class Route(NamedTuple):
     evaluations: int
 
 
-def repair_route(
-    problem: Problem, few: Problem, start: Int[np.ndarray, "L 2"], stop: Callable[[], object] = lambda: None
-) -> Route:
+def repair_route(problem: Problem, few: Problem, start: Int[np.ndarray, "L 2"], limit: float = math.inf) -> Route:
     """Bubble repair decided on the rows of `few`, reported over those of `problem` (paper, Tables 1 to 3).
 
-    It ends early where `stop()` says so, asked every eight rounds.
+    It ends after `limit` rounds, an even number, if not before.
     """
-    repaired = bubble_repair(few.stack, start, few.x, few.pred, stop)
+    repaired = bubble_repair(few.stack, start, few.x, few.pred, limit=limit)
     rounds = [(0, start), *((swaps, order) for swaps, order in repaired.history if swaps)]
     orders = np.stack([order for _, order in rounds])
     mse = np.asarray(score_arrangements(problem.stack, jnp.asarray(orders), problem.x, problem.pred))

@@ -1,5 +1,6 @@
 """Repairing an order by moves that lower the MSE: the paper's left-to-right sweep, and a search guided by the adjoints."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -138,11 +139,15 @@ def bubble_repair(
     stop: Callable[[], object] = lambda: None,
     keep: Keep = keep_nothing,
     most: int = 2,
+    limit: float = math.inf,
 ) -> Repaired:
-    """Bubble repair until a round keeps no swap (paper, Section 4.4), or until `stop()`, asked every `most` rounds."""
+    """Bubble repair until a round keeps no swap (paper, Section 4.4), or until `stop()`, asked every `most` rounds.
+
+    It ends after `limit` rounds, a multiple of `most`, as well.
+    """
     history: list[tuple[int, np.ndarray]] = []
     evaluations = 0
-    while not stop():
+    while len(history) < limit and not stop():
         rounds = partial(bubble_rounds, stack, arrangement, x, pred, most, scored_together(stack.depth - 1))
         part = keep(rounds, jax.eval_shape(rounds))
         swaps, arrangements = np.asarray(part.swaps), np.asarray(part.arrangements)

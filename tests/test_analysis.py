@@ -214,7 +214,7 @@ def test_repairs_agree_with_their_parts(stack, x):
     assert route.table[0] == (0, 0, pytest.approx(reference.mse(stack, start, x, pred), rel=1e-3), 0)
     assert route.table[1][1:] == (1, pytest.approx(0, abs=1e-9), 1)
     np.testing.assert_array_equal(route.arrangements[-1], identity_arrangement(L))
-    assert len(analysis.repair_route(problem, problem, start, stop=lambda: True).table) == 1
+    assert len(analysis.repair_route(problem, problem, start, limit=0).table) == 1
     both = analysis.repair_both_ways(problem, start)
     assert both.swaps == [1]
     np.testing.assert_array_equal(both.arrangement, identity_arrangement(L))

@@ -174,3 +174,11 @@ def test_the_papers_table_3(real_puzzle):
     nothing = np.array([[0, 47, 47]], np.int32)
     mse = [float(score_moves(stack, order, nothing, real_puzzle.x, real_puzzle.pred)[0]) for _, order in repaired.history]
     assert [round(value, 6) for value in mse[:6]] == [0.005936, 0.003397, 0.001405, 0.000568, 0.000223, 0.0]
+
+
+def test_bubble_repair_ends_after_its_limit():
+    stack, start, _, x, pred = planted(2)
+    whole = repair.bubble_repair(stack, start, x, pred)
+    assert len(whole.history) > 2
+    cut = repair.bubble_repair(stack, start, x, pred, limit=2)
+    assert [swaps for swaps, _ in cut.history] == [swaps for swaps, _ in whole.history][:2]
