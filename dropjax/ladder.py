@@ -30,7 +30,8 @@ from dropjax.moves import (
     score_moves,
 )
 from dropjax.pairing import regrets
-from dropjax.regression import by_places, orders, proposals, regression_rows
+from dropjax.places import Placing, by_places, placing_round, rows_needed, start_placing
+from dropjax.regression import FLIP_ROWS, orders, proposals
 from dropjax.solution import Pairing
 from dropjax.stack import Stack, forward
 from dropjax.verify import exact_mse
@@ -65,6 +66,8 @@ EXHAUSTIBLE = 20_000
 """Arrangements that are all tried: up to five blocks."""
 PART = 20
 """Rounds between two looks at the clock."""
+PLACED = 8
+"""Rounds of placing that are kept as one: what is known of deep stacks' places is large."""
 
 
 class Climbed(NamedTuple):
@@ -93,7 +96,8 @@ class Ladder:
         keep: Keep = keep_nothing,
     ) -> None:
         self.stack, self.stop, self.seed, self.memory, self.keep = stack, stop, seed, memory, keep
-        fitted = regression_rows(stack.depth, stack.w_last.shape[0])
+        depth, outputs = stack.depth, stack.w_last.shape[0]
+        fitted = rows_needed(depth, outputs) if by_places(depth) else max(FLIP_ROWS, depth * (depth - 1))
         self.fewest, self.few, self.fitted, self.many = (
             mesh.put_rows((x[:rows], pred[:rows])) for rows in (FEW_ROWS, ROWS, fitted, max(JUDGED_ROWS, fitted))
         )
@@ -142,17 +146,36 @@ class Ladder:
         """The best of the likeliest other pairings, as they stand; `here` where none is proposed."""
         return min(map(self.judged, self.proposed(here.arrangement)[:TRIED]), key=lambda of: of.mse, default=here)
 
+    def placed(self, start: Climbed) -> Climbed:
+        """The order by its blocks' places (`places`), from what the start's own say."""
+        rows = *self.fitted, self.memory
+        at = start_placing(self.stack, start.arrangement, *rows)
+
+        def rounds() -> Placing:
+            last = at
+            while last.rounds < at.rounds + PLACED and self._goes_on(last):
+                last = placing_round(self.stack, start.arrangement, last, *rows)
+            return last
+
+        while self._goes_on(at):
+            at = self.keep(rounds, at)
+        return min(start, self.judged(start.arrangement[at.order], at.rounds), key=lambda of: of.mse)
+
+    def _goes_on(self, at: Placing) -> bool:
+        return at.mse > self.exact and not (at.ended or self.stop())
+
     def ordered(self, start: Climbed) -> Climbed:
         """Orders by least squares, each from the one before; ends after `PATIENCE` that are no better than the best."""
+        if by_places(self.stack.depth):
+            return self.placed(start) if self.unfinished(start) else start
         best = at = start
         seen = {start.arrangement.tobytes()}
         rounds = waited = 0
-        rows = self.fewest if by_places(self.stack.depth) else self.few
 
         def another() -> Climbed:
             """The best of the orders proposed that are new; `at` where none is."""
             proposed = orders(self.stack, at.arrangement, *self.fitted, memory=self.memory)
-            scores = np.asarray(score_arrangements(self.stack, proposed, *rows, memory=self.memory))
+            scores = np.asarray(score_arrangements(self.stack, proposed, *self.few, memory=self.memory))
             ranked = [proposed[k] for k in np.argsort(scores, kind="stable")]
             new = [order for order in ranked if order.tobytes() not in seen][:TRIED]
             return min(map(self.judged, new), key=lambda of: of.mse, default=at)

@@ -23,8 +23,8 @@ from dropjax.journal import Journal, Keep, keep_nothing
 from dropjax.ladder import Climbed, Ladder
 from dropjax.moves import SWAP, nothing, pairs_of_positions, score_moves
 from dropjax.pairing import doubtful, pair
+from dropjax.places import by_places
 from dropjax.puzzle import Puzzle
-from dropjax.regression import by_places
 from dropjax.repair import bubble_repair, guided_repair, guided_rounds, start_guided
 from dropjax.seeding import Start
 from dropjax.solution import Outcome, Pairing, Solution, Stage
@@ -507,7 +507,7 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) ->
             record |= {"evaluations": climbed.rounds, "swaps": climbed.moves}
         return climbed
 
-    climbed = rung("least squares", lambda: ladder.best_of([*seeds, *randoms]))
+    climbed = rung("places" if by_places(stack.depth) else "least squares", lambda: ladder.best_of([*seeds, *randoms]))
     nothing_to_find = None if run.stop() else ladder.evidence_of_nothing(climbed.arrangement)
     if nothing_to_find is not None:
         return Searched(climbed.arrangement, "ladder", NOTHING_TO_FIND, pairing, nothing_to_find)

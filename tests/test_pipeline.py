@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dropjax
-from dropjax import ladder, pipeline, regression, verify
+from dropjax import ladder, pipeline, places, verify
 from dropjax.solution import Outcome
 from dropjax.stack import forward
 
@@ -228,15 +228,15 @@ class TestRealPuzzle:
 
 
 def test_a_deep_stack_is_put_in_order_by_places(monkeypatch):
-    monkeypatch.setattr(regression, "MOST_FLIPS", 20)
+    monkeypatch.setattr(places, "DEEP", 8)
     puzzle, permutation = planted(3, L=9)
     blocks = np.reshape(permutation[:-1], (9, 2))[[2, 0, 1, 4, 3, 7, 5, 6, 8]]
     given = {"initial_order": [*map(int, blocks.ravel()), permutation[-1]], "random_seed": 1}
     diary = Diary()
     solution = dropjax.solve(puzzle, **given, progress=diary)
     assert solution.permutation == permutation
-    assert diary.begun == ["pairing", "least squares", "verify"]
-    monkeypatch.setattr(ladder, "orders", lambda stack, arrangement, *_, **__: arrangement[None])
+    assert diary.begun == ["pairing", "places", "verify"]
+    monkeypatch.setattr(ladder, "placing_round", lambda stack, start, at, *_: at._replace(waited=places.PATIENCE))
     monkeypatch.setattr(pipeline, "_guided", lambda run, arrangement: arrangement)
     stuck = dropjax.solve(puzzle, **given, progress=diary)
     assert stuck.outcome is Outcome.NOT_SOLVED

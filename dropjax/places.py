@@ -1,0 +1,317 @@
+"""An order as places on a line, each known up to a Gaussian, and made certain by the errors of the outputs.
+
+To first order the outputs are those of the order at hand plus the flips of the pairs of blocks that stand the wrong way
+round in it. Whether a pair does is unknown, but it is a function of two places: the expectation, the slope by either place
+and the variance that is left are known. So the outputs are linear in the places, with a noise whose covariance is known,
+and the posterior follows from the errors. It is the linearisation for the next round, each time from the same prior: the
+posterior linearisation of García-Fernández et al. (IEEE Transactions on Signal Processing 63(20), 2015). The noise is what
+tells a block that has passed a hundred others, whose flips mostly make up for one another, from one that has passed none.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from dropjax import mesh
+from dropjax.device import MEMORY
+from dropjax.moves import adjacent_changes, chunk_size, flips, in_chunks, linearise, mean_over_rows
+from dropjax.stack import Stack, read_out
+
+DEEP = 64
+"""Blocks from which on places are looked for: more pairs than a table has rows, and single moves that go astray."""
+
+FEWEST, PER_PLACE = 1000, 3
+"""Predictions that places are fitted to: at least the first, and as many for each place."""
+
+REACHES = (8, 16, 32, 64, 128, 256)
+"""Positions over which two blocks may stand the wrong way round: the first that is `FAR` standard deviations."""
+FAR = 2.5
+EXACT = 16
+"""Reach up to which neighbours count by their exact change: among more pairs, one does not matter."""
+UNSURE = 0.5
+"""Standard deviation of a place at least, in places: that of a block which may stand anywhere between its neighbours."""
+FIT = 1.2
+"""Mean square of the whitened errors up to which a posterior is believed; above, all predictions get more noise."""
+NOISE = 1e-4, 3.0
+"""That noise, in parts of the mean variance of the flips: at first, and the factor from one trial to the next."""
+
+WHOLE = 5
+"""Rounds whose posterior is taken as it is; then what is left is fine, and whole steps would swing about it."""
+STEP = 0.6
+"""Part of the way that is gone from then on."""
+FITTED = 0.4
+"""MSE of the order at hand, in parts of what it is expected to be, at which the covariance is as large as it should be."""
+PATIENCE = 20
+"""Rounds without a better order, after which it ends."""
+DOUBT = 0.25, 1.0
+"""Bounds of the part of the covariance that is believed."""
+
+
+class Places(NamedTuple):
+    """Gaussian over the places of L blocks in the true order, 0 … L − 1."""
+
+    mean: Float[np.ndarray, " L"]
+    covariance: Float[np.ndarray, "L L"]
+
+    @property
+    def order(self) -> Int[np.ndarray, " L"]:
+        """The blocks by their mean places."""
+        return np.argsort(self.mean, kind="stable")
+
+    def taken(self, order: Int[np.ndarray, " L"]) -> "Places":
+        """Those of the blocks in another order."""
+        return Places(self.mean[order], self.covariance[np.ix_(order, order)])
+
+    def towards(self, other: "Places", part: float) -> "Places":
+        """Part of the way to another belief."""
+        return Places(*((1 - part) * a + part * b for a, b in zip(self, other, strict=True)))
+
+
+class Precedence(NamedTuple):
+    """Of the blocks at positions i and i + 1 + k: whether they stand the wrong way round, as places know it."""
+
+    probability: Float[np.ndarray, "L reach"]
+    slope: Float[np.ndarray, "L reach"]
+    """Of the probability by the place of the block at i; by the other's, the same with a minus."""
+    variance: Float[np.ndarray, "L reach"]
+    """What the two places leave of p·(1 − p)."""
+
+
+class Linear(NamedTuple):
+    """The M = N·o outputs as a linear function of the L places, in the order of the positions at hand."""
+
+    effect: Float[Array, "M L"]
+    """Change of the outputs by a block's moving right by one place."""
+    shift: Float[Array, " M"]
+    """Expected change by the pairs that stand the wrong way round."""
+    noise: Float[Array, "M M"]
+    """Covariance of what is left of it."""
+    error: Float[Array, " M"]
+    """f − pred of the order at hand."""
+    expected: Float[Array, ""]
+    """The MSE that the order at hand should have."""
+
+
+def by_places(depth: int) -> bool:
+    """Whether a stack of that depth is put in order by its blocks' places, and not by flips."""
+    return depth > DEEP
+
+
+def rows_needed(depth: int, outputs: int) -> int:
+    """Rows that places are fitted to, of as many as there are."""
+    return -(-max(FEWEST, PER_PLACE * depth) // outputs)
+
+
+def precedence(mean: Float[np.ndarray, " L"], covariance: Float[np.ndarray, "L L"]) -> Precedence:
+    """Of blocks in the order of their mean places."""
+    depth = len(mean)
+    deviation = np.sqrt(np.mean(np.diag(covariance)))
+    reach = min(next((reach for reach in REACHES if reach >= FAR * deviation), REACHES[-1]), depth - 1)
+    i = np.arange(depth)[:, None]
+    j = i + 1 + np.arange(reach)
+    inside, j = j < depth, np.minimum(j, depth - 1)
+    own = np.diag(covariance)
+    spread = np.sqrt(np.maximum(own[i] + own[j] - 2 * covariance[i, j], 2 * UNSURE**2))
+    apart = (mean[j] - mean[i]) / spread
+    probability, slope = scipy.special.ndtr(-apart), np.exp(-(apart**2) / 2) / (np.sqrt(2 * np.pi) * spread)
+    variance = np.maximum(probability * (1 - probability) - (spread * slope) ** 2, 0)
+    return Precedence(*(np.where(inside, of, 0).astype(np.float32) for of in (probability, slope, variance)))
+
+
+@partial(jax.jit, static_argnames="memory")
+def linear_model(
+    stack: Stack,
+    arrangement: Int[Array, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    pairs: Precedence,
+    memory: int = MEMORY,
+) -> Linear:
+    """The outputs by the places, from one pass forward and one back.
+
+    Held beside `memory`: each block's residual and its adjoint's increment for all rows, L·N·d·(1 + o) numbers.
+    """
+    depth, (hidden, width), (rows, outputs) = stack.depth, stack.w_in.shape[1:], pred.shape
+    count, reach = rows * outputs, pairs.probability.shape[1]
+    block, exact = min(max(reach // 4, 8), depth), reach <= EXACT
+    blocks, window = -(-depth // block), block + reach
+    size = chunk_size(rows, 4 * (depth * hidden + 3 * depth * width * (1 + outputs)), memory // 2)
+
+    def of_chunk(rows: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
+        x, pred = rows
+        at = linearise(stack, arrangement, x)
+        # Positions beyond the last one hold zeros, whose flips are zero.
+        filled = lambda a: jnp.pad(a, ((0, blocks * block + reach - len(a)),) + ((0, 0),) * (a.ndim - 1))  # noqa: E731
+        residuals, increments = filled(at.states[1:] - at.states[:-1]), filled(at.adjoints[:-1] - at.adjoints[1:])
+        near = filled(adjacent_changes(stack, arrangement, at) if exact else jnp.zeros((depth - 1, *pred.shape)))
+        by_row = jnp.einsum("lnd->nld", residuals), jnp.einsum("lnod->nold", increments), jnp.einsum("lno->nol", near)
+        return *by_row, read_out(stack, at.states[-1]) - pred
+
+    in_order = lambda a: a.reshape(-1, *a.shape[2:])[:rows]  # noqa: E731
+    parts = lax.map(of_chunk, (in_chunks(x, size), in_chunks(pred, size)))
+    residuals, increments, near, error = map(in_order, parts)
+    near, error = near.reshape(count, -1), error.reshape(-1)
+    apart = np.arange(window) - np.arange(block)[:, None]
+    inside = (apart > 0) & (apart <= reach)
+    bands = [jnp.pad(band, ((0, blocks * block - depth), (0, 0))) for band in pairs]
+    inner = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+    def add(k: Int[Array, ""], so_far: Linear) -> Linear:
+        first = k * block
+
+        def windowed(band: Float[Array, "L+ reach"]) -> Float[Array, "block window"]:
+            here = lax.dynamic_slice_in_dim(band, first, block)
+            return jnp.where(inside, here[np.arange(block)[:, None], np.clip(apart - 1, 0, reach - 1)], 0)
+
+        probability, slope, variance = map(windowed, bands)
+        here, all_of = (partial(lax.dynamic_slice_in_dim, start_index=first, slice_size=n) for n in (block, window))
+        one_way = inner("noad,nbd->noab", here(increments, axis=2), all_of(residuals, axis=1))
+        delta = one_way - inner("nobd,nad->noab", all_of(increments, axis=2), here(residuals, axis=1))
+        a = np.arange(block)
+        delta = delta.reshape(count, block, window)
+        delta = delta.at[:, a, a + 1].set(here(near, axis=1)) if exact else delta
+        effect = so_far.effect
+        for sign, part in ((1, inner("mab,ab->ma", delta, slope)), (-1, inner("mab,ab->mb", delta, slope))):
+            there = lax.dynamic_slice_in_dim(effect, first, part.shape[1], axis=1)
+            effect = lax.dynamic_update_slice_in_dim(effect, there + sign * part, first, axis=1)
+        left = (jnp.sqrt(variance) * delta).reshape(count, -1)
+        return so_far._replace(
+            effect=effect,
+            shift=so_far.shift + inner("mab,ab->m", delta, probability),
+            noise=so_far.noise + inner("mp,np->mn", left, left),
+            expected=so_far.expected + inner("mab,mab,ab->", delta, delta, probability) / count,
+        )
+
+    nothing = Linear(
+        effect=jnp.zeros((count, blocks * block + reach)),
+        shift=jnp.zeros(count),
+        noise=jnp.zeros((count, count)),
+        error=error,
+        expected=jnp.float32(0),
+    )
+    summed = lax.fori_loop(0, blocks, add, nothing)
+    return summed._replace(effect=summed.effect[:, :depth])
+
+
+def posterior(prior: Float[np.ndarray, " L"], variance: float, places: Places, linear: Linear) -> Places:
+    """The places given the errors: from independent ones with means `prior`, by the linearisation about `places`.
+
+    All in the order of the positions at hand. White noise is added until the whitened errors are as small as `FIT` says.
+    """
+    effect, shift, noise, error = (np.asarray(a, np.float64) for a in linear[:4])
+    seen = -error - shift - effect @ (prior - places.mean)
+    modelled, more = variance * effect @ effect.T + noise, NOISE[0]
+    unit = max(np.mean(np.diag(noise)), 1e-6 * np.mean(seen**2), 1e-300)
+    while True:
+        try:
+            factor = scipy.linalg.cho_factor(modelled + more * unit * np.eye(len(seen)), lower=True)
+            whitened = scipy.linalg.cho_solve(factor, seen)
+            if seen @ whitened <= FIT * len(seen):
+                break
+        except np.linalg.LinAlgError:  # by float32's rounding of the noise
+            pass
+        more *= NOISE[1]
+    known = variance**2 * effect.T @ scipy.linalg.cho_solve(factor, effect)
+    return Places(prior + variance * effect.T @ whitened, variance * np.eye(len(prior)) - known)
+
+
+@partial(jax.jit, static_argnames="memory")
+def flip_squares(
+    stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
+) -> tuple[Float[Array, ""], Float[Array, " L"]]:
+    """MSE of the arrangement, and for each distance k the sum of the mean squares of all flips Δ_i,i+k."""
+    depth, (hidden, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
+
+    def of_chunk(x: Array, pred: Array, weight: Array) -> tuple[Array, Array]:
+        at = linearise(stack, arrangement, x)
+        squares = jnp.einsum("n,noij->ij", weight, flips(at) ** 2)
+        i, j = np.indices((depth, depth))
+        error = read_out(stack, at.states[-1]) - pred
+        return jnp.sum(weight[:, None] * error**2), jnp.zeros(depth).at[np.maximum(j - i, 0)].add(squares)
+
+    held = depth * hidden + 2 * depth * width * (1 + outputs) + 4 * outputs * depth**2
+    return mean_over_rows(of_chunk, x, pred, 4 * held, memory)
+
+
+def deviation(mse: float, squares: Float[np.ndarray, " L"]) -> float:
+    """Standard deviation of the places, all alike, that lets the flips of the pairs that stand the wrong way round make up
+    the MSE; at most that of places which are not known at all."""
+    apart = np.arange(len(squares))
+    unknown = len(squares) / np.sqrt(12)
+    tried = np.geomspace(UNSURE, max(unknown, 2 * UNSURE), 100)
+    explained = [np.sum(scipy.special.ndtr(-apart / (np.sqrt(2) * of)) * squares) for of in tried]
+    return float(np.interp(mse, explained, tried))
+
+
+class Placing(NamedTuple):
+    """A search for the places of the blocks, as a start has them."""
+
+    places: Places
+    prior: Float[np.ndarray, " L"]
+    """Mean of each place before anything is known but the start."""
+    variance: float
+    """Of each place in the prior."""
+    doubt: float
+    """Part of the covariance that is believed: it falls while the outputs fit better than they should."""
+    order: Int[np.ndarray, " L"]
+    """The best one so far."""
+    mse: float
+    """Its MSE, over the rows that places are fitted to."""
+    rounds: int
+    waited: int
+    """Rounds since the best."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to be expected."""
+        return self.waited >= PATIENCE
+
+
+def start_placing(
+    stack: Stack, start: Int[np.ndarray, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
+) -> Placing:
+    """What is known before the first round: every place as uncertain as the MSE of the start says."""
+    mse, squares = map(mesh.fetch, flip_squares(stack, start, x, pred, memory))
+    depth, variance = len(start), deviation(float(mse), squares.astype(np.float64)) ** 2
+    middle, places = (depth - 1) / 2, np.arange(depth)
+    # The less the start knows, the nearer to the middle every block is expected.
+    prior = middle + np.sqrt(max(0.0, 1 - 12 * variance / depth**2)) * (places - middle)
+    known = Places(prior, variance * np.eye(depth))
+    return Placing(known, prior, variance, doubt=DOUBT[1], order=places, mse=float("inf"), rounds=0, waited=0)
+
+
+def placing_round(
+    stack: Stack,
+    start: Int[np.ndarray, "L 2"],
+    at: Placing,
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    memory: int = MEMORY,
+) -> Placing:
+    """One more linearisation, about the order at hand, and what the errors say with it."""
+    order = at.places.order
+    here = at.places.taken(order)
+    pairs = precedence(here.mean, at.doubt * here.covariance)
+    linear = Linear(*map(mesh.fetch, linear_model(stack, start[order], x, pred, pairs, memory)))
+    mse = float(np.mean(linear.error.astype(np.float64) ** 2))
+    if not np.isfinite(mse):
+        return at._replace(rounds=at.rounds + 1, waited=PATIENCE)
+    better = mse < at.mse
+    found = posterior(at.prior[order], at.variance, here, linear).taken(np.argsort(order))
+    doubt = at.doubt * np.sqrt(mse / (FITTED * max(float(linear.expected), 1e-300)))
+    return Placing(
+        places=at.places.towards(found, 1.0 if at.rounds < WHOLE else STEP),
+        prior=at.prior,
+        variance=at.variance,
+        doubt=float(np.clip(doubt, *DOUBT)),
+        order=order if better else at.order,
+        mse=min(mse, at.mse),
+        rounds=at.rounds + 1,
+        waited=0 if better else at.waited + 1,
+    )
