@@ -30,8 +30,8 @@ from dropjax.moves import (
     score_moves,
 )
 from dropjax.pairing import regrets
-from dropjax.places import Placing, by_places, placing_round, rows_needed, start_placing
-from dropjax.regression import FLIP_ROWS, orders, proposals
+from dropjax.places import Placing, is_deep, placing_round, rows_needed, start_placing
+from dropjax.regression import orders, proposals
 from dropjax.solution import Pairing
 from dropjax.stack import Stack, forward
 from dropjax.verify import exact_mse
@@ -39,7 +39,7 @@ from dropjax.verify import exact_mse
 FEW_ROWS, ROWS = 256, 512
 """Rows on which an order forms, and on which it is finished: one that fits the fewer need not fit the table."""
 JUDGED_ROWS = 4000
-"""Rows that what least squares propose is judged on, or as many as they are fitted to."""
+"""Rows that flips are fitted to, and that what is proposed is judged on, or twice the number of flips, if that is more."""
 HOT = 5e-3
 """Highest temperature of an annealing, in variances of pred: where an order begins to form."""
 WARM = 150
@@ -81,6 +81,9 @@ class Climbed(NamedTuple):
     moves: int
 
 
+Rung = Callable[[Climbed], Climbed]
+
+
 class Ladder:
     """The rungs for one stack and table; all randomness from `seed`."""
 
@@ -97,10 +100,13 @@ class Ladder:
     ) -> None:
         self.stack, self.stop, self.seed, self.memory, self.keep = stack, stop, seed, memory, keep
         depth, outputs = stack.depth, stack.w_last.shape[0]
-        fitted = rows_needed(depth, outputs) if by_places(depth) else max(FLIP_ROWS, depth * (depth - 1))
-        self.fewest, self.few, self.fitted, self.many = (
-            mesh.put_rows((x[:rows], pred[:rows])) for rows in (FEW_ROWS, ROWS, fitted, max(JUDGED_ROWS, fitted))
+        places = rows_needed(depth, outputs)
+        many = max(JUDGED_ROWS, places if is_deep(depth) else depth * (depth - 1))
+        self.fewest, self.few, self.for_places, self.many = (
+            mesh.put_rows((x[:rows], pred[:rows])) for rows in (FEW_ROWS, ROWS, places, many)
         )
+        self.ordered: Rung = self.by_places if is_deep(depth) else self.by_flips
+        """What an order is found by where the pairs have changed."""
         self.score = pairing.score
         self.doubtful = np.argsort(regrets(pairing.score, pairing.partner), kind="stable")
         """Input halves, the most doubtful first."""
@@ -146,35 +152,36 @@ class Ladder:
         """The best of the likeliest other pairings, as they stand; `here` where none is proposed."""
         return min(map(self.judged, self.proposed(here.arrangement)[:TRIED]), key=lambda of: of.mse, default=here)
 
-    def placed(self, start: Climbed) -> Climbed:
+    def by_places(self, start: Climbed) -> Climbed:
         """The order by its blocks' places (`places`), from what the start's own say."""
-        rows = *self.fitted, self.memory
-        at = start_placing(self.stack, start.arrangement, *rows)
+        if not self.unfinished(start):
+            return start._replace(rounds=0)
+        (x, pred), memory = self.for_places, self.memory
+        at = start_placing(self.stack, start.arrangement, x, pred, memory)
 
         def rounds() -> Placing:
             last = at
             while last.rounds < at.rounds + PLACED and self._goes_on(last):
-                last = placing_round(self.stack, start.arrangement, last, *rows)
+                last = placing_round(self.stack, start.arrangement, last, x, pred, memory)
             return last
 
         while self._goes_on(at):
             at = self.keep(rounds, at)
-        return min(start, self.judged(start.arrangement[at.order], at.rounds), key=lambda of: of.mse)
+        found = self.judged(start.arrangement[at.order])
+        return min(start, found, key=lambda of: of.mse)._replace(rounds=at.rounds)
 
     def _goes_on(self, at: Placing) -> bool:
         return at.mse > self.exact and not (at.ended or self.stop())
 
-    def ordered(self, start: Climbed) -> Climbed:
+    def by_flips(self, start: Climbed) -> Climbed:
         """Orders by least squares, each from the one before; ends after `PATIENCE` that are no better than the best."""
-        if by_places(self.stack.depth):
-            return self.placed(start) if self.unfinished(start) else start
         best = at = start
         seen = {start.arrangement.tobytes()}
         rounds = waited = 0
 
         def another() -> Climbed:
             """The best of the orders proposed that are new; `at` where none is."""
-            proposed = orders(self.stack, at.arrangement, *self.fitted, memory=self.memory)
+            proposed = orders(self.stack, at.arrangement, *self.many, memory=self.memory)
             scores = np.asarray(score_arrangements(self.stack, proposed, *self.few, memory=self.memory))
             ranked = [proposed[k] for k in np.argsort(scores, kind="stable")]
             new = [order for order in ranked if order.tobytes() not in seen][:TRIED]
@@ -190,11 +197,12 @@ class Ladder:
             best = min(best, at, key=lambda of: of.mse)
         return best._replace(rounds=rounds)
 
-    def settled(self, start: Climbed) -> Climbed:
-        """Orders and pairs by least squares in turn, as long as other pairs help at once."""
+    def settled(self, start: Climbed, ordered: Rung | None = None) -> Climbed:
+        """Orders by `ordered` and pairs by least squares in turn, as long as other pairs help at once."""
+        ordered = ordered or self.ordered
         best, rounds = start, 0
         while True:
-            best = self.ordered(best)
+            best = ordered(best)
             rounds += best.rounds
             if best.mse > ROUGH * self.variance or best.mse <= self.exact or self.stop():
                 break
@@ -204,14 +212,14 @@ class Ladder:
             best = better
         return best._replace(rounds=rounds)
 
-    def best_of(self, starts: Sequence[Int[np.ndarray, "L 2"]]) -> Climbed:
+    def best_of(self, starts: Sequence[Int[np.ndarray, "L 2"]], ordered: Rung | None = None) -> Climbed:
         """The best that the starts settle to; the first that is exact ends it."""
         best, rounds = self.judged(starts[0]), 0
         for start in starts:
             if best.mse <= self.exact or self.stop():
                 break
             judged = self.judged(start)
-            found = self.keep(partial(self.settled, judged), judged)
+            found = self.keep(partial(self.settled, judged, ordered), judged)
             best, rounds = min(best, found, key=lambda of: of.mse), rounds + found.rounds
         return best._replace(rounds=rounds)
 

@@ -23,7 +23,7 @@ from dropjax.journal import Journal, Keep, keep_nothing
 from dropjax.ladder import Climbed, Ladder
 from dropjax.moves import SWAP, nothing, pairs_of_positions, score_moves
 from dropjax.pairing import doubtful, pair
-from dropjax.places import by_places
+from dropjax.places import is_deep
 from dropjax.puzzle import Puzzle
 from dropjax.repair import bubble_repair, guided_repair, guided_rounds, start_guided
 from dropjax.seeding import Start
@@ -438,7 +438,7 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
     """Guided repair from the best seed orders; where the pairing is in doubt, the same for the one that separates best; then
     the ladder; then the paper's exact route."""
     options, (stack, _, _, table) = run.options, run.problem
-    deep = by_places(stack.depth)  # single moves go astray, and scoring all of them exactly would never end
+    deep = is_deep(stack.depth)  # single moves go astray, and scoring all of them exactly would never end
 
     def exactly(arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
         few = run.problem.first(options.search_rows)
@@ -498,7 +498,7 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) ->
     ladder = Ladder(stack, *table, pairing, run.stop, seed, run.options.memory, run.keep)
     rng = np.random.default_rng(seed)
     seeds = [start.arrangement for start in starts[:FALLBACK_SEEDS]] if attempt == 0 else []
-    randoms = [starts[0].arrangement[rng.permutation(stack.depth)] for _ in range(RANDOM_STARTS)]
+    begun = [*seeds, *(starts[0].arrangement[rng.permutation(stack.depth)] for _ in range(RANDOM_STARTS))]
 
     def rung(name: str, climbing: Callable[[], Climbed]) -> Climbed:
         with run.stage(name) as record:
@@ -507,18 +507,24 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) ->
             record |= {"evaluations": climbed.rounds, "swaps": climbed.moves}
         return climbed
 
-    climbed = rung("places" if by_places(stack.depth) else "least squares", lambda: ladder.best_of([*seeds, *randoms]))
+    deep, tiny = is_deep(stack.depth), ladder.exhaustible
+    climbed = rung("places" if deep else "least squares", lambda: ladder.best_of(begun))
     nothing_to_find = None if run.stop() else ladder.evidence_of_nothing(climbed.arrangement)
     if nothing_to_find is not None:
         return Searched(climbed.arrangement, "ladder", NOTHING_TO_FIND, pairing, nothing_to_find)
+
+    def placed(best: Climbed) -> Climbed:
+        return min(best, ladder.best_of(begun[:FALLBACK_SEEDS], ladder.by_places), key=lambda of: of.mse)
+
     rungs = (
+        *((("places", placed),) if not tiny else ()),
         ("pairs by least squares", ladder.paired),
         ("annealing", ladder.warmed),
         ("pairs by least squares", ladder.paired),
         ("exact scan", ladder.scanned),
-        *((("every arrangement", ladder.exhausted),) if ladder.exhaustible else ()),
+        *((("every arrangement", ladder.exhausted),) if tiny else ()),
     )
-    for name, climbing in rungs[:1] if by_places(stack.depth) else rungs:
+    for name, climbing in rungs[1:2] if deep else rungs:
         if run.stop() or run.solved(climbed.arrangement):
             break
         climbed = rung(name, partial(run.keep, partial(climbing, climbed), climbed))

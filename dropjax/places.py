@@ -98,8 +98,8 @@ class Linear(NamedTuple):
     """The MSE that the order at hand should have."""
 
 
-def by_places(depth: int) -> bool:
-    """Whether a stack of that depth is put in order by its blocks' places, and not by flips."""
+def is_deep(depth: int) -> bool:
+    """Whether a stack of that depth is put in order by its blocks' places alone."""
     return depth > DEEP
 
 
@@ -298,8 +298,8 @@ def placing_round(
     order = at.places.order
     here = at.places.taken(order)
     pairs = precedence(here.mean, at.doubt * here.covariance)
-    linear = Linear(*map(mesh.fetch, linear_model(stack, start[order], x, pred, pairs, memory)))
-    mse = float(np.mean(linear.error.astype(np.float64) ** 2))
+    linear: Linear = jax.tree.map(mesh.fetch, linear_model(stack, start[order], x, pred, pairs, memory))
+    mse = float(np.mean(np.square(linear.error, dtype=np.float64)))
     if not np.isfinite(mse):
         return at._replace(rounds=at.rounds + 1, waited=PATIENCE)
     better = mse < at.mse

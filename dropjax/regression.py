@@ -29,9 +29,6 @@ RIDGES = (0.1, 0.3, 1.0, 3.0)
 ORDER_RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 """Ridges of an order, in the same units: weak ones near the answer, strong ones far from it."""
 
-FLIP_ROWS = 4000
-"""Rows that flips are fitted to, or twice the number of flips, if that is more."""
-
 # Order, by flips
 
 
