@@ -141,7 +141,7 @@ def linear_model(
     count, reach = rows * outputs, pairs.probability.shape[1]
     block, exact = min(max(reach // 4, 8), depth), reach <= EXACT
     blocks, window = -(-depth // block), block + reach
-    size = chunk_size(rows, 4 * (depth * hidden + 3 * depth * width * (1 + outputs)), memory // 2)
+    size = chunk_size(rows, 4 * (depth * hidden + 3 * depth * width * (1 + outputs)), memory // 4)
 
     def of_chunk(rows: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
         x, pred = rows
@@ -153,10 +153,10 @@ def linear_model(
         by_row = jnp.einsum("lnd->nld", residuals), jnp.einsum("lnod->nold", increments), jnp.einsum("lno->nol", near)
         return *by_row, read_out(stack, at.states[-1]) - pred
 
-    in_order = lambda a: a.reshape(-1, *a.shape[2:])[:rows]  # noqa: E731
     parts = lax.map(of_chunk, (in_chunks(x, size), in_chunks(pred, size)))
-    residuals, increments, near, error = map(in_order, parts)
-    near, error = near.reshape(count, -1), error.reshape(-1)
+    # The rows of zeros that fill the last chunk go with them until the flips are there: cutting here would copy it all.
+    residuals, increments, near, error = (part.reshape(-1, *part.shape[2:]) for part in parts)
+    near, error = near[:rows].reshape(count, -1), error[:rows].reshape(-1)
     apart = np.arange(window) - np.arange(block)[:, None]
     inside = (apart > 0) & (apart <= reach)
     bands = [jnp.pad(band, ((0, blocks * block - depth), (0, 0))) for band in pairs]
@@ -174,7 +174,7 @@ def linear_model(
         one_way = inner("noad,nbd->noab", here(increments, axis=2), all_of(residuals, axis=1))
         delta = one_way - inner("nobd,nad->noab", all_of(increments, axis=2), here(residuals, axis=1))
         a = np.arange(block)
-        delta = delta.reshape(count, block, window)
+        delta = delta[:rows].reshape(count, block, window)
         delta = delta.at[:, a, a + 1].set(here(near, axis=1)) if exact else delta
         effect = so_far.effect
         for sign, part in ((1, inner("mab,ab->ma", delta, slope)), (-1, inner("mab,ab->mb", delta, slope))):
