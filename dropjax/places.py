@@ -24,7 +24,7 @@ from dropjax.moves import adjacent_changes, chunk_size, flips, in_chunks, linear
 from dropjax.stack import Stack, read_out
 
 DEEP = 64
-"""Blocks from which on places are looked for: more pairs than a table has rows, and single moves that go astray."""
+"""Blocks beyond which places are looked for at once: there are more pairs than rows, and single moves go astray."""
 
 FEWEST, PER_PLACE = 1000, 3
 """Predictions that places are fitted to: at least the first, and as many for each place."""
@@ -299,9 +299,9 @@ def placing_round(
     here = at.places.taken(order)
     pairs = precedence(here.mean, at.doubt * here.covariance)
     linear: Linear = jax.tree.map(mesh.fetch, linear_model(stack, start[order], x, pred, pairs, memory))
-    mse = float(np.mean(np.square(linear.error, dtype=np.float64)))
-    if not np.isfinite(mse):
+    if not all(np.isfinite(part).all() for part in linear):
         return at._replace(rounds=at.rounds + 1, waited=PATIENCE)
+    mse = float(np.mean(np.square(linear.error, dtype=np.float64)))
     better = mse < at.mse
     found = posterior(at.prior[order], at.variance, here, linear).taken(np.argsort(order))
     doubt = at.doubt * np.sqrt(mse / (FITTED * max(float(linear.expected), 1e-300)))
