@@ -49,7 +49,7 @@ FITTED = 0.4
 """MSE of the order at hand, in parts of what it is expected to be, at which the covariance is as large as it should be."""
 PATIENCE = 20
 """Rounds without a better order, after which it ends."""
-DOUBT = 0.25, 1.0
+DOUBT = 0.5, 1.0
 """Bounds of the part of the covariance that is believed."""
 
 
