@@ -129,7 +129,7 @@ def blocks_at(places: Int[np.ndarray, " L"]) -> Int[np.ndarray, "L 2"]:
 
 
 def repaired(subject: Subject, rows: int, places: Int[np.ndarray, " L"], most: int = 400) -> dict[str, Any]:
-    """Bubble repair on the first `rows`, of at most so many rounds (eights): what sorting predicts, and what it took.
+    """Bubble repair on the first `rows`, of at most so many rounds, an even number: what sorting predicts, and what it took.
 
     Repair both ways is left out where the other did not end by itself.
     """
@@ -230,7 +230,7 @@ def least_squares(path: Path) -> Iterator[Task]:
         weights = pair(np.asarray(stack.w_in), np.asarray(stack.w_out))
         ladder = Ladder(stack, *table, weights, lambda: False, seed=0)
         start = ladder.judged(blocks_at(places))
-        found = ladder.ordered(start)
+        found = ladder.by_flips(start)
         return {
             **analysis.disorder(places)._asdict(),
             "mse": start.mse,

@@ -1,8 +1,8 @@
 """Recovering a stack whose seed orders say little and whose pairs are in doubt.
 
-Rung by rung, each from the best so far: orders by least squares, from seed orders and from random ones; pairings by least
-squares, each judged by the order that it leads to; annealing, where neither goes on; at last every move is scored exactly,
-the best one made, and so on until none helps. Of few blocks, every arrangement is tried.
+Rung by rung, each from the best so far: orders by least squares and by places, from seed orders and from random ones;
+pairings by least squares, each judged by the order that it leads to; annealing, where neither goes on; at last every move is
+scored exactly, the best one made, and so on until none helps. Of few blocks, every arrangement is tried.
 """
 
 import itertools

@@ -507,24 +507,25 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) ->
             record |= {"evaluations": climbed.rounds, "swaps": climbed.moves}
         return climbed
 
-    deep, tiny = is_deep(stack.depth), ladder.exhaustible
+    deep = is_deep(stack.depth)
     climbed = rung("places" if deep else "least squares", lambda: ladder.best_of(begun))
     nothing_to_find = None if run.stop() else ladder.evidence_of_nothing(climbed.arrangement)
     if nothing_to_find is not None:
         return Searched(climbed.arrangement, "ladder", NOTHING_TO_FIND, pairing, nothing_to_find)
 
     def placed(best: Climbed) -> Climbed:
-        return min(best, ladder.best_of(begun[:FALLBACK_SEEDS], ladder.by_places), key=lambda of: of.mse)
+        found = ladder.best_of(begun[:FALLBACK_SEEDS], ladder.by_places)
+        return min(best, found, key=lambda of: of.mse)._replace(rounds=found.rounds, moves=found.moves)
 
-    rungs = (
-        *((("places", placed),) if not tiny else ()),
-        ("pairs by least squares", ladder.paired),
-        ("annealing", ladder.warmed),
-        ("pairs by least squares", ladder.paired),
-        ("exact scan", ladder.scanned),
-        *((("every arrangement", ladder.exhausted),) if tiny else ()),
-    )
-    for name, climbing in rungs[1:2] if deep else rungs:
+    pairs = ("pairs by least squares", ladder.paired)
+    rungs = (pairs, ("annealing", ladder.warmed), pairs, ("exact scan", ladder.scanned))
+    if deep:
+        rungs = (pairs,)
+    elif ladder.exhaustible:
+        rungs = (*rungs, ("every arrangement", ladder.exhausted))
+    else:
+        rungs = (("places", placed), *rungs)
+    for name, climbing in rungs:
         if run.stop() or run.solved(climbed.arrangement):
             break
         climbed = rung(name, partial(run.keep, partial(climbing, climbed), climbed))
