@@ -32,6 +32,7 @@ from dropjax.moves import (
 from dropjax.pairing import regrets
 from dropjax.places import Placing, is_deep, placing_round, rows_needed, start_placing
 from dropjax.regression import orders, proposals
+from dropjax.repair import guided_rounds, start_guided
 from dropjax.solution import Pairing
 from dropjax.stack import Stack, forward
 from dropjax.verify import exact_mse
@@ -67,7 +68,10 @@ EXHAUSTIBLE = 20_000
 PART = 20
 """Rounds between two looks at the clock."""
 PLACED = 8
-"""Rounds of placing that are kept as one: what is known of deep stacks' places is large."""
+"""Rounds of placing that are kept as one, for what is known of deep stacks' places is large; then it is seen whether guided
+repair ends it."""
+REPAIRED = 16
+"""Rounds of guided repair that it then has."""
 
 
 class Climbed(NamedTuple):
@@ -165,10 +169,19 @@ class Ladder:
                 last = placing_round(self.stack, start.arrangement, last, x, pred, memory)
             return last
 
-        while self._goes_on(at):
+        best = start
+        while self._goes_on(at) and best.mse > self.exact:
             at = self.keep(rounds, at)
-        found = self.judged(start.arrangement[at.order])
-        return min(start, found, key=lambda of: of.mse)._replace(rounds=at.rounds)
+            if at.waited < PLACED:
+                found = self.keep(partial(self._repaired, start.arrangement[at.order]), start)
+                best = min(best, found, key=lambda of: of.mse)
+        return best._replace(rounds=at.rounds)
+
+    def _repaired(self, arrangement: Int[np.ndarray, "L 2"]) -> Climbed:
+        """An order by places, or that by guided repair from it: where places are all but certain, neighbours are left."""
+        exact, most = np.float32(self.exact), np.int32(REPAIRED)
+        at = guided_rounds(self.stack, start_guided(arrangement), *self.for_places, exact, most, memory=self.memory)
+        return min(map(self.judged, (arrangement, np.asarray(at.arrangement))), key=lambda of: of.mse)
 
     def _goes_on(self, at: Placing) -> bool:
         return at.mse > self.exact and not (at.ended or self.stop())

@@ -191,9 +191,11 @@ def linearise(stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d
     return linearised(stack, arrangement, trajectory(stack, arrangement, x))
 
 
-def linearised(stack: Stack, arrangement: Int[Array, "L 2"], at: Trajectory) -> Linearised:
-    """One pass back, after one forward."""
-    return Linearised(*at, adjoints(stack, arrangement, at))
+def linearised(
+    stack: Stack, arrangement: Int[Array, "L 2"], at: Trajectory, behind: Float[Array, "N o d"] | None = None
+) -> Linearised:
+    """One pass back, after one forward; `behind` as in `adjoints`."""
+    return Linearised(*at, adjoints(stack, arrangement, at, behind))
 
 
 def adjacent_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearised) -> Float[Array, "L-1 N o"]:

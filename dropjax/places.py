@@ -8,6 +8,7 @@ posterior linearisation of García-Fernández et al. (IEEE Transactions on Signa
 tells a block that has passed a hundred others, whose flips mostly make up for one another, from one that has passed none.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -20,8 +21,8 @@ from jaxtyping import Array, Float, Int
 
 from dropjax import mesh
 from dropjax.device import MEMORY
-from dropjax.moves import adjacent_changes, chunk_size, flips, in_chunks, linearise, mean_over_rows
-from dropjax.stack import Stack, read_out
+from dropjax.moves import adjacent_changes, flips, linearise, linearised, mean_over_rows
+from dropjax.stack import Stack, advance, read_out, trajectory
 
 DEEP = 64
 """Blocks beyond which places are looked for at once: there are more pairs than rows, and single moves go astray."""
@@ -135,67 +136,73 @@ def linear_model(
 ) -> Linear:
     """The outputs by the places, from one pass forward and one back.
 
-    Held beside `memory`: each block's residual and its adjoint's increment for all rows, L·N·d·(1 + o) numbers.
+    The pass back goes from segment to segment of the stack, and runs each once more from the states that it begins with:
+    of all that happens on the way, one segment and the `reach` blocks behind it are held, of the size that `memory` allows.
     """
     depth, (hidden, width), (rows, outputs) = stack.depth, stack.w_in.shape[1:], pred.shape
     count, reach = rows * outputs, pairs.probability.shape[1]
-    block, exact = min(max(reach // 4, 8), depth), reach <= EXACT
-    blocks, window = -(-depth // block), block + reach
-    size = chunk_size(rows, 4 * (depth * hidden + 3 * depth * width * (1 + outputs)), memory // 4)
+    of_block = 4 * rows * (hidden + 4 * width * (1 + outputs) + 4 * outputs * reach)
+    block = max(1, min(depth, max(reach // 4, 8), memory // 4 // of_block))
+    segments, window = -(-depth // block), block + reach
+    # Behind the last block stand some whose output half is zero: neither they nor their flips change anything.
+    w_out, b_out = (jnp.pad(a, ((0, 1),) + ((0, 0),) * (a.ndim - 1)) for a in (stack.w_out, stack.b_out))
+    filled = replace(stack, w_out=w_out, b_out=b_out)
+    beyond = jnp.tile(jnp.array([[0, depth]], arrangement.dtype), (segments * block + 1 - depth, 1))
+    halves = jnp.concatenate([arrangement, beyond])
+    bands = [jnp.pad(band, ((0, segments * block - depth), (0, 0))) for band in pairs]
+    first = block * jnp.arange(segments)
 
-    def of_chunk(rows: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
-        x, pred = rows
-        at = linearise(stack, arrangement, x)
-        # Positions beyond the last one hold zeros, whose flips are zero.
-        filled = lambda a: jnp.pad(a, ((0, blocks * block + reach - len(a)),) + ((0, 0),) * (a.ndim - 1))  # noqa: E731
-        residuals, increments = filled(at.states[1:] - at.states[:-1]), filled(at.adjoints[:-1] - at.adjoints[1:])
-        near = filled(adjacent_changes(stack, arrangement, at) if exact else jnp.zeros((depth - 1, *pred.shape)))
-        by_row = jnp.einsum("lnd->nld", residuals), jnp.einsum("lnod->nold", increments), jnp.einsum("lno->nol", near)
-        return *by_row, read_out(stack, at.states[-1]) - pred
+    def enter(x: Float[Array, "N d"], first: Int[Array, ""]) -> tuple[Array, Array]:
+        return advance(filled, halves, first, first + block, x), x
 
-    parts = lax.map(of_chunk, (in_chunks(x, size), in_chunks(pred, size)))
-    # The rows of zeros that fill the last chunk go with them until the flips are there: cutting here would copy it all.
-    residuals, increments, near, error = (part.reshape(-1, *part.shape[2:]) for part in parts)
-    near, error = near[:rows].reshape(count, -1), error[:rows].reshape(-1)
-    apart = np.arange(window) - np.arange(block)[:, None]
+    last, entered = lax.scan(enter, x, first)
+    a, apart = np.arange(block), np.arange(window) - np.arange(block)[:, None]
     inside = (apart > 0) & (apart <= reach)
-    bands = [jnp.pad(band, ((0, blocks * block - depth), (0, 0))) for band in pairs]
     inner = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
-    def add(k: Int[Array, ""], so_far: Linear) -> Linear:
-        first = k * block
+    def add(carried: tuple[Linear, Array, Array, Array], segment: tuple[Array, Array]):
+        so_far, residuals, increments, behind = carried
+        x, first = segment
+        here = lax.dynamic_slice_in_dim(halves, first, block + 1)  # with the last one's neighbour, of the next segment
+        at = linearised(filled, here, trajectory(filled, here, x), behind)
+        # [N, …, window, d], the segment's own before those behind it
+        residuals = jnp.concatenate([jnp.einsum("and->nad", jnp.diff(at.states, axis=0)[:-1]), residuals], axis=1)
+        increments = jnp.concatenate([jnp.einsum("anod->noad", -jnp.diff(at.adjoints, axis=0)[:-1]), increments], axis=2)
 
         def windowed(band: Float[Array, "L+ reach"]) -> Float[Array, "block window"]:
             here = lax.dynamic_slice_in_dim(band, first, block)
-            return jnp.where(inside, here[np.arange(block)[:, None], np.clip(apart - 1, 0, reach - 1)], 0)
+            return jnp.where(inside, here[a[:, None], np.clip(apart - 1, 0, reach - 1)], 0)
 
         probability, slope, variance = map(windowed, bands)
-        here, all_of = (partial(lax.dynamic_slice_in_dim, start_index=first, slice_size=n) for n in (block, window))
-        one_way = inner("noad,nbd->noab", here(increments, axis=2), all_of(residuals, axis=1))
-        delta = one_way - inner("nobd,nad->noab", all_of(increments, axis=2), here(residuals, axis=1))
-        a = np.arange(block)
-        delta = delta[:rows].reshape(count, block, window)
-        delta = delta.at[:, a, a + 1].set(here(near, axis=1)) if exact else delta
+        one_way = inner("noad,nbd->noab", increments[:, :, :block], residuals)
+        delta = one_way - inner("nobd,nad->noab", increments, residuals[:, :block])
+        if reach <= EXACT:
+            near = adjacent_changes(filled, here, at)
+            delta = delta.at[:, :, a, a + 1].set(jnp.einsum("ano->noa", near))
+        delta = delta.reshape(count, block, window)
         effect = so_far.effect
         for sign, part in ((1, inner("mab,ab->ma", delta, slope)), (-1, inner("mab,ab->mb", delta, slope))):
             there = lax.dynamic_slice_in_dim(effect, first, part.shape[1], axis=1)
             effect = lax.dynamic_update_slice_in_dim(effect, there + sign * part, first, axis=1)
         left = (jnp.sqrt(variance) * delta).reshape(count, -1)
-        return so_far._replace(
+        summed = so_far._replace(
             effect=effect,
             shift=so_far.shift + inner("mab,ab->m", delta, probability),
             noise=so_far.noise + inner("mp,np->mn", left, left),
             expected=so_far.expected + inner("mab,mab,ab->", delta, delta, probability) / count,
         )
+        return (summed, residuals[:, :reach], increments[:, :, :reach], at.adjoints[1]), None
 
     nothing = Linear(
-        effect=jnp.zeros((count, blocks * block + reach)),
+        effect=jnp.zeros((count, segments * block + reach)),
         shift=jnp.zeros(count),
         noise=jnp.zeros((count, count)),
-        error=error,
+        error=(read_out(stack, last) - pred).reshape(-1),
         expected=jnp.float32(0),
     )
-    summed = lax.fori_loop(0, blocks, add, nothing)
+    nowhere = jnp.zeros((rows, reach, width)), jnp.zeros((rows, outputs, reach, width))
+    at_end = nothing, *nowhere, jnp.broadcast_to(stack.w_last, (rows, *stack.w_last.shape))
+    (summed, *_), _ = lax.scan(add, at_end, (entered, first), reverse=True)
     return summed._replace(effect=summed.effect[:, :depth])
 
 

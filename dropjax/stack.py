@@ -123,8 +123,10 @@ def trajectory(stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N 
     return on_the_way._replace(states=jnp.concatenate([on_the_way.states, last[None]]))
 
 
-def adjoints(stack: Stack, arrangement: Int[Array, "L 2"], at: Trajectory) -> Float[Array, "L+1 N o d"]:
-    """The outputs' derivatives by each state: g_L = W_last, g_k = g_{k+1} + J_k(x_k)ᵀ·g_{k+1}."""
+def adjoints(
+    stack: Stack, arrangement: Int[Array, "L 2"], at: Trajectory, behind: Float[Array, "N o d"] | None = None
+) -> Float[Array, "L+1 N o d"]:
+    """The outputs' derivatives by each state: g_k = g_{k+1} + J_k(x_k)ᵀ·g_{k+1}, g_L = W_last, or `behind` for a part."""
     act = ACTIVATIONS[stack.activation]
 
     def step(g: Float[Array, "N o d"], of_block: tuple[Int[Array, "2"], Float[Array, "N h"]]):
@@ -133,8 +135,9 @@ def adjoints(stack: Stack, arrangement: Int[Array, "L 2"], at: Trajectory) -> Fl
         by_hidden = product(g, pick(stack.w_out, half_out).T, stack.precision) * slope[:, None, :]
         return g + product(by_hidden, pick(stack.w_in, half_in).T, stack.precision), g
 
-    g_last = jnp.broadcast_to(stack.w_last, (at.states.shape[1], *stack.w_last.shape))
-    first, gs = lax.scan(step, g_last, (arrangement, at.preactivations), reverse=True)
+    if behind is None:
+        behind = jnp.broadcast_to(stack.w_last, (at.states.shape[1], *stack.w_last.shape))
+    first, gs = lax.scan(step, behind, (arrangement, at.preactivations), reverse=True)
     return jnp.concatenate([first[None], gs])
 
 
