@@ -71,7 +71,7 @@ PLACED = 8
 """Rounds of placing that are kept as one, for what is known of deep stacks' places is large; then it is seen whether guided
 repair ends it."""
 REPAIRED = 16
-"""Rounds of guided repair that it then has."""
+"""Rounds of guided repair that it then has, and again as long as they halve the MSE."""
 
 
 class Climbed(NamedTuple):
@@ -180,7 +180,11 @@ class Ladder:
     def _repaired(self, arrangement: Int[np.ndarray, "L 2"]) -> Climbed:
         """An order by places, or that by guided repair from it: where places are all but certain, neighbours are left."""
         exact, most = np.float32(self.exact), np.int32(REPAIRED)
-        at = guided_rounds(self.stack, start_guided(arrangement), *self.for_places, exact, most, memory=self.memory)
+        at, halved = start_guided(arrangement), True
+        while halved and not (at.finished or self.stop()):
+            before = float(at.proposals.mse)
+            at = guided_rounds(self.stack, at, *self.for_places, exact, most, memory=self.memory)
+            halved = float(at.proposals.mse) < before / 2
         return min(map(self.judged, (arrangement, np.asarray(at.arrangement))), key=lambda of: of.mse)
 
     def _goes_on(self, at: Placing) -> bool:

@@ -37,6 +37,13 @@ PASS_ROWS = 1 << 14
 
 SCREENED_ROWS = 64
 """Rows on which ties are looked for and float32's noise is measured; what is found is tried on all rows."""
+ALIKE = 4
+"""Times float32's noise: RMS differences up to which outputs are the same. Two runs differ by √2 times the noise of one."""
+NEAR, NEARER = 100, 20
+"""Times the noise: changes to first order up to which moves are looked at, and exact ones, on those rows, where there are
+more than `PADDED` of them. Moves that change more than twice the answer's RMS error cannot lower it."""
+PADDED = 64
+"""Moves are evaluated in multiples of this number, so that few lengths are ever compiled."""
 
 
 @program(static_argnames=("memory",))
@@ -172,22 +179,25 @@ def near_moves(
 ) -> Near:
     """Swaps of neighbours and pair swaps that the answer can hardly be told from, evaluated on all rows.
 
-    With `screen`, only moves whose first-order change on few rows comes near the noise are evaluated.
+    With `screen`, only moves whose change on few rows comes near the noise are.
     """
     depth = stack.depth
     moves = np.concatenate([adjacent_swaps(depth), pairs_of_positions(depth, PAIR_SWAP)])
+
+    def rms(moves: Int[np.ndarray, "K 3"], x: Float[Array, "N d"], target: Float[Array, "N o"]) -> Float[np.ndarray, " K"]:
+        padded = np.concatenate([moves, nothing(depth, -len(moves) % PADDED)])
+        return np.sqrt(score_moves(stack, arrangement, padded, x, target)[: len(moves)].astype(np.float64))
+
     if screen:
-        moves = moves[np.asarray(first_order_changes(stack, arrangement, host_x[:SCREENED_ROWS])) <= 100 * noise]
+        few = host_x[:SCREENED_ROWS]
+        moves = moves[np.asarray(first_order_changes(stack, arrangement, few)) <= NEAR * noise]
+        if len(moves) > PADDED:
+            changes = rms(moves, *mesh.put((few, mesh.fetch(passed.outputs)[:SCREENED_ROWS])))
+            moves = moves[changes <= max(NEARER * noise, 2 * np.sqrt(passed.mse))]
     if len(moves) == 0:
         return Near.none()
-    padded = np.concatenate([moves, nothing(depth, -len(moves) % 64)])  # so that few lengths are ever compiled
-
-    def mean_square(target: Float[Array, "N o"]) -> Float[np.ndarray, " K"]:
-        return score_moves(stack, arrangement, padded, x, target)[: len(moves)].astype(np.float64)
-
-    # Two runs in float32 differ by √2 times the noise of one.
-    tied = np.sqrt(mean_square(passed.outputs)) <= 4 * noise
-    mse = np.where(tied, np.inf, mean_square(pred))
+    tied = rms(moves, x, passed.outputs) <= ALIKE * noise
+    mse = np.where(tied, np.inf, rms(moves, x, pred) ** 2)
     best = int(np.argmin(mse))
     fall = passed.mse - mse[best]
     return Near(moves[tied], np.asarray(moved(mesh.put(arrangement), moves[best])) if fall > noise**2 else None)

@@ -60,8 +60,9 @@ def test_float32_noise_is_small_and_measured():
     assert verify.float32_noise(stack, arrangement, x, np.asarray(outputs) + 1) == pytest.approx(1, rel=1e-3)
 
 
-@pytest.mark.parametrize("screen", [True, False])
-def test_blocks_that_do_nothing_to_each_other_are_ties(screen):
+@pytest.mark.parametrize(("screen", "padded"), [(True, 64), (True, 1), (False, 64)], ids=["screened", "twice", "all"])
+def test_blocks_that_do_nothing_to_each_other_are_ties(monkeypatch, screen, padded):
+    monkeypatch.setattr(verify, "PADDED", padded)
     stack, arrangement, x, _ = made(2, (5, 6, 4, 1))
     # Two halves whose block adds only a constant to one feature that nothing but the last layer reads.
     w_in, w_out, b_out = np.array(stack.w_in), np.array(stack.w_out), np.array(stack.b_out)
@@ -80,8 +81,9 @@ def test_blocks_that_do_nothing_to_each_other_are_ties(screen):
     assert not any(i not in (1, 2) and j not in (1, 2) for _, i, j in found)
 
 
-@pytest.mark.parametrize("screen", [True, False])
-def test_a_stack_without_ties_has_none(screen):
+@pytest.mark.parametrize(("screen", "padded"), [(True, 64), (True, 1), (False, 64)], ids=["screened", "twice", "all"])
+def test_a_stack_without_ties_has_none(monkeypatch, screen, padded):
+    monkeypatch.setattr(verify, "PADDED", padded)
     stack, arrangement, x, pred = made(3)
     passed = verify.full_pass(stack, arrangement, x, pred)
     noise = verify.float32_noise(stack, arrangement, x, passed.outputs)
