@@ -150,7 +150,7 @@ class Ladder:
 
     def proposed(self, arrangement: Int[np.ndarray, "L 2"]) -> list[Int[np.ndarray, "L 2"]]:
         """Other pairings by least squares, the likeliest first."""
-        return proposals(self.stack, arrangement, self.doubtful, self.score, *self.many, sizes=SIZES)
+        return proposals(self.stack, arrangement, self.doubtful, self.score, *self.many, sizes=SIZES, memory=self.memory)
 
     def likeliest_pairs(self, here: Climbed) -> Climbed:
         """The best of the likeliest other pairings, as they stand; `here` where none is proposed."""

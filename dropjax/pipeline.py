@@ -154,7 +154,7 @@ def _prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> No
         start = start_guided(nowhere), x, pred, np.float32(0), np.int32(0)
         pool.submit(guided_rounds.prepare, stack, *start, screen=options.screen_precision, memory=options.memory)
     pool.submit(verify.outputs_and_errors.prepare, stack, nowhere, x, pred, options.memory)
-    pool.submit(verify.first_order_changes.prepare, stack, nowhere, next(shapes(verify.SCREENED_ROWS)))
+    pool.submit(verify.first_order_changes.prepare, stack, nowhere, next(shapes(verify.SCREENED_ROWS)), options.memory)
 
 
 @dataclass
@@ -601,7 +601,7 @@ class Verdict(NamedTuple):
 def _verify(run: Run, puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"]) -> Verdict:
     """Judges an arrangement on all rows, and looks for others that do as well or better within float32's noise."""
     stack, x, pred, table = run.problem
-    full = run.options.verify == "full"
+    full, memory = run.options.verify == "full", run.options.memory
     while True:
         passed = run.full_pass(arrangement)
         noise = verify.Noise(verify.float32_noise(stack, arrangement, table.x, mesh.fetch(passed.outputs)), run.pred_noise)
@@ -609,7 +609,7 @@ def _verify(run: Run, puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"]) -> Ve
         near = (
             verify.Near.none()
             if not outcome.solved
-            else verify.near_moves(stack, arrangement, x, pred, table.x, passed, noise.float32, screen=not full)
+            else verify.near_moves(stack, arrangement, x, pred, table.x, passed, noise.float32, not full, memory)
         )
         if near.better is None:
             break

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from dropjax import mesh
 from dropjax.device import MEMORY
-from dropjax.moves import contributions, flips_and_swaps, linearise, mean_over_rows
+from dropjax.moves import chunk_size, contributions, flips_and_swaps, in_chunks, linearise, mean_over_rows
 from dropjax.stack import Stack, read_out
 
 RIDGES = (0.1, 0.3, 1.0, 3.0)
@@ -100,17 +100,29 @@ def orders(
 # Pairs
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="memory")
 def contributions_and_errors(
     stack: Stack,
     arrangement: Int[Array, "L 2"],
     positions: Int[Array, " n"],
     x: Float[Array, "N d"],
     pred: Float[Array, "N o"],
+    memory: int = MEMORY,
 ) -> tuple[Float[Array, "n n N o"], Float[Array, "N o"]]:
     """`moves.contributions` of the halves at some positions, and the errors f − pred."""
-    at = linearise(stack, arrangement, x)
-    return contributions(stack, arrangement, positions, at), read_out(stack, at.states[-1]) - pred
+    (depth, hidden, width), (rows, outputs), of_pairs = stack.w_in.shape, pred.shape, len(positions)
+
+    def of_chunk(rows: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, pred = rows
+        at = linearise(stack, arrangement, x)
+        by_pair = contributions(stack, arrangement, positions, at)
+        return jnp.einsum("abno->nabo", by_pair), read_out(stack, at.states[-1]) - pred
+
+    held = 4 * (depth * (hidden + 2 * width * (1 + outputs)) + 2 * outputs * of_pairs * (of_pairs + hidden))
+    size = chunk_size(rows, held, memory)
+    parts = lax.map(of_chunk, (in_chunks(x, size), in_chunks(pred, size)))
+    by_pair, error = (part.reshape(-1, *part.shape[2:])[:rows] for part in parts)
+    return jnp.einsum("nabo->abno", by_pair), error
 
 
 def soft_pairing(
@@ -139,6 +151,7 @@ def proposals(
     x: Float[Array, "N d"],
     pred: Float[Array, "N o"],
     sizes: Sequence[int],
+    memory: int = MEMORY,
 ) -> list[Int[np.ndarray, "L 2"]]:
     """Other pairings of the same input halves at the same positions, those that most regressions agree on first.
 
@@ -149,7 +162,7 @@ def proposals(
     place = np.argsort(arrangement[:, 0])
     most = min(max(sizes), len(doubtful))
     positions = place[doubtful[:most]]
-    features, error = map(mesh.fetch, contributions_and_errors(stack, arrangement, positions, x, pred))
+    features, error = map(mesh.fetch, contributions_and_errors(stack, arrangement, positions, x, pred, memory))
     features, error = features.reshape(most, most, -1), error.reshape(-1)
     for size in sorted({min(size, most) for size in sizes}):
         chosen = positions[:size]

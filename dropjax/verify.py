@@ -23,6 +23,7 @@ from dropjax.moves import (
     pair_swap_changes,
     pairs_of_positions,
     score_moves,
+    sum_over_rows,
 )
 from dropjax.programs import program
 from dropjax.puzzle import Puzzle
@@ -144,13 +145,23 @@ def judge(mse: float, pred: Float[np.ndarray, "N o"], noise: Noise, ties: bool) 
     return Outcome.NOT_SOLVED
 
 
-@program(quick=True)
-def first_order_changes(stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"]) -> Float[Array, " K"]:
+@program(static_argnames=("memory",), quick=True)
+def first_order_changes(
+    stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], memory: int = MEMORY
+) -> Float[Array, " K"]:
     """RMS change of the outputs, to first order, by the moves that `near_moves` considers."""
-    at = linearise(stack, arrangement, x)
-    i, j = jnp.triu_indices(stack.depth, 1)
-    changes = jnp.concatenate([adjacent_changes(stack, arrangement, at), pair_swap_changes(stack, arrangement, at)[i, j]])
-    return jnp.sqrt(jnp.mean(changes**2, axis=(1, 2)))
+    (depth, hidden, width), outputs = stack.w_in.shape, len(stack.b_last)
+
+    def of_chunk(x: Array, weight: Array) -> Float[Array, " K"]:
+        at = linearise(stack, arrangement, x)
+        i, j = jnp.triu_indices(depth, 1)
+        changes = jnp.concatenate(
+            [adjacent_changes(stack, arrangement, at), pair_swap_changes(stack, arrangement, at)[i, j]]
+        )
+        return jnp.sum(weight[:, None] * changes**2, axis=(1, 2))
+
+    held = 4 * depth * (hidden + 2 * width * (1 + outputs) + outputs * (4 * depth + hidden))
+    return jnp.sqrt(sum_over_rows(of_chunk, (x, jnp.ones(len(x))), held, memory) / (len(x) * outputs))
 
 
 class Near(NamedTuple):
@@ -176,6 +187,7 @@ def near_moves(
     passed: Pass,
     noise: float,
     screen: bool = True,
+    memory: int = MEMORY,
 ) -> Near:
     """Swaps of neighbours and pair swaps that the answer can hardly be told from, evaluated on all rows.
 
@@ -186,11 +198,11 @@ def near_moves(
 
     def rms(moves: Int[np.ndarray, "K 3"], x: Float[Array, "N d"], target: Float[Array, "N o"]) -> Float[np.ndarray, " K"]:
         padded = np.concatenate([moves, nothing(depth, -len(moves) % PADDED)])
-        return np.sqrt(score_moves(stack, arrangement, padded, x, target)[: len(moves)].astype(np.float64))
+        return np.sqrt(score_moves(stack, arrangement, padded, x, target, memory=memory)[: len(moves)].astype(np.float64))
 
     if screen:
         few = host_x[:SCREENED_ROWS]
-        moves = moves[np.asarray(first_order_changes(stack, arrangement, few)) <= NEAR * noise]
+        moves = moves[np.asarray(first_order_changes(stack, arrangement, few, memory)) <= NEAR * noise]
         if len(moves) > PADDED:
             changes = rms(moves, *mesh.put((few, mesh.fetch(passed.outputs)[:SCREENED_ROWS])))
             moves = moves[changes <= max(NEARER * noise, 2 * np.sqrt(passed.mse))]

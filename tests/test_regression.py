@@ -14,7 +14,11 @@ def test_contributions_sum_to_what_linearisation_says(shape, seed):
     arrangement = reference.random_arrangement(rng, depth)
     x = rng.normal(size=(5, d)).astype(np.float32)
     pred = reference.outputs(stack, arrangement, x).astype(np.float32) + 1
-    phi, error = regression.contributions_and_errors(stack, arrangement, np.arange(depth, dtype=np.int32), x, pred)
+    everywhere = np.arange(depth, dtype=np.int32)
+    phi, error = regression.contributions_and_errors(stack, arrangement, everywhere, x, pred)
+    in_parts = regression.contributions_and_errors(stack, arrangement, everywhere, x, pred, memory=1)
+    np.testing.assert_allclose(in_parts[0], phi, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(in_parts[1], error, rtol=1e-4)
     np.testing.assert_allclose(error, -1, rtol=1e-3)
     states = reference.states(stack, arrangement, x)
     step = 1e-4

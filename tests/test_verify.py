@@ -92,6 +92,13 @@ def test_a_stack_without_ties_has_none(monkeypatch, screen, padded):
     assert near.better is None
 
 
+def test_changes_to_first_order_are_the_same_in_little_memory():
+    stack, arrangement, x, _ = made(5)
+    whole = verify.first_order_changes(stack, arrangement, x)
+    assert whole.shape == (len(stack.w_in) - 1 + len(stack.w_in) * (len(stack.w_in) - 1) // 2,)
+    np.testing.assert_allclose(verify.first_order_changes(stack, arrangement, x, memory=1), whole, rtol=1e-4)
+
+
 def test_equal_pieces_are_interchangeable():
     puzzle, _ = builders.random_puzzle(np.random.default_rng(0))
     w_in, b_in = puzzle.w_in.copy(), puzzle.b_in.copy()
