@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from dropjax import mesh
 from dropjax.device import MEMORY
-from dropjax.moves import adjacent_changes, flips, linearise, linearised, mean_over_rows
+from dropjax.moves import adjacent_changes, linearised
 from dropjax.stack import Stack, advance, read_out, trajectory
 
 DEEP = 64
@@ -29,6 +29,10 @@ DEEP = 64
 
 FEWEST, PER_PLACE = 1000, 3
 """Predictions that places are fitted to: at least the first, and as many for each place."""
+FEW = 500
+"""Predictions that tell how uncertain a start's places are."""
+WHITE = np.geomspace(1e-8, 2, 40)
+"""White noise that is tried then, in parts of the MSE."""
 
 REACHES = (8, 16, 32, 64, 128, 256)
 """Positions over which two blocks may stand the wrong way round: the first that is `FAR` standard deviations."""
@@ -39,8 +43,10 @@ UNSURE = 0.5
 """Standard deviation of a place at least, in places: that of a block which may stand anywhere between its neighbours."""
 FIT = 1.2
 """Mean square of the whitened errors up to which a posterior is believed; above, all predictions get more noise."""
-NOISE = 1e-4, 3.0
-"""That noise, in parts of the mean variance of the flips: at first, and the factor from one trial to the next."""
+NOISE = 1e-6, 1e-2
+"""Least of that noise, and the first, in parts of the mean variance of the flips."""
+LESS, MORE = 9.0, 3.0
+"""Factors by which it is taken less than in the round before, and then more until it does."""
 
 WHOLE = 5
 """Rounds whose posterior is taken as it is; then what is left is fine, and whole steps would swing about it."""
@@ -51,7 +57,9 @@ FITTED = 0.4
 PATIENCE = 20
 """Rounds without a better order, after which it ends."""
 DOUBT = 0.5, 1.0
-"""Bounds of the part of the covariance that is believed."""
+"""Bounds of the part of the covariance that is believed, at first."""
+STUCK, LOWER = 4, 0.8
+"""Rounds without a better order, after each so many of which the lower bound falls by that factor."""
 
 
 class Places(NamedTuple):
@@ -206,54 +214,68 @@ def linear_model(
     return summed._replace(effect=summed.effect[:, :depth])
 
 
-def posterior(prior: Float[np.ndarray, " L"], variance: float, places: Places, linear: Linear) -> Places:
+def posterior(
+    prior: Float[np.ndarray, " L"], variance: float, places: Places, linear: Linear, noise: float = NOISE[0]
+) -> tuple[Places, float]:
     """The places given the errors: from independent ones with means `prior`, by the linearisation about `places`.
 
-    All in the order of the positions at hand. White noise is added until the whitened errors are as small as `FIT` says.
+    All in the order of the positions at hand. White noise, at first `noise` in parts of the mean variance of the flips, is
+    added until the whitened errors are as small as `FIT` says; what it came to is the second result.
     """
-    effect, shift, noise, error = (np.asarray(a, np.float64) for a in linear[:4])
+    effect, shift, of_flips, error = (np.asarray(a, np.float64) for a in linear[:4])
     seen = -error - shift - effect @ (prior - places.mean)
-    modelled, more = variance * effect @ effect.T + noise, NOISE[0]
-    unit = max(np.mean(np.diag(noise)), 1e-6 * np.mean(seen**2), 1e-300)
+    modelled = variance * effect @ effect.T + of_flips
+    unit = max(np.mean(np.diag(of_flips)), 1e-6 * np.mean(seen**2), 1e-300)
     while True:
         try:
-            factor = scipy.linalg.cho_factor(modelled + more * unit * np.eye(len(seen)), lower=True)
+            factor = scipy.linalg.cho_factor(modelled + noise * unit * np.eye(len(seen)), lower=True)
             whitened = scipy.linalg.cho_solve(factor, seen)
             if seen @ whitened <= FIT * len(seen):
                 break
-        except np.linalg.LinAlgError:  # by float32's rounding of the noise
+        except np.linalg.LinAlgError:  # by float32's rounding of the flips' covariance
             pass
-        more *= NOISE[1]
+        noise *= MORE
     known = variance**2 * effect.T @ scipy.linalg.cho_solve(factor, effect)
-    return Places(prior + variance * effect.T @ whitened, variance * np.eye(len(prior)) - known)
+    return Places(prior + variance * effect.T @ whitened, variance * np.eye(len(prior)) - known), noise
 
 
-@partial(jax.jit, static_argnames="memory")
-def flip_squares(
-    stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
-) -> tuple[Float[Array, ""], Float[Array, " L"]]:
-    """MSE of the arrangement, and for each distance k the sum of the mean squares of all flips Δ_i,i+k."""
-    depth, (hidden, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
-
-    def of_chunk(x: Array, pred: Array, weight: Array) -> tuple[Array, Array]:
-        at = linearise(stack, arrangement, x)
-        squares = jnp.einsum("n,noij->ij", weight, flips(at) ** 2)
-        i, j = np.indices((depth, depth))
-        error = read_out(stack, at.states[-1]) - pred
-        return jnp.sum(weight[:, None] * error**2), jnp.zeros(depth).at[np.maximum(j - i, 0)].add(squares)
-
-    held = depth * hidden + 2 * depth * width * (1 + outputs) + 4 * outputs * depth**2
-    return mean_over_rows(of_chunk, x, pred, 4 * held, memory)
+def shrunk(depth: int, variance: float) -> Float[np.ndarray, " L"]:
+    """The mean places of a start's blocks, each with that variance: the less it knows, the nearer to the middle."""
+    middle = (depth - 1) / 2
+    return middle + np.sqrt(max(0.0, 1 - 12 * variance / depth**2)) * (np.arange(depth) - middle)
 
 
-def deviation(mse: float, squares: Float[np.ndarray, " L"]) -> float:
-    """Standard deviation of the places, all alike, that lets the flips of the pairs that stand the wrong way round make up
-    the MSE; at most that of places which are not known at all."""
-    apart = np.arange(len(squares))
-    unknown = len(squares) / np.sqrt(12)
-    tried = np.geomspace(UNSURE, max(unknown, 2 * UNSURE), 100)
-    explained = [np.sum(scipy.special.ndtr(-apart / (np.sqrt(2) * of)) * squares) for of in tried]
-    return float(np.interp(mse, explained, tried))
+def log_evidence(variance: float, linear: Linear) -> float:
+    """Logarithm of the probability density of the errors, about places that are independent and as expected, with the
+    white noise that makes it largest; constants left out."""
+    effect, shift, noise, error = (np.asarray(a, np.float64) for a in linear[:4])
+    values, vectors = np.linalg.eigh(variance * effect @ effect.T + noise)
+    seen = np.square(vectors.T @ (error + shift))
+    tried = np.maximum(values, 0) + np.mean(np.square(error)) * WHITE[:, None]
+    return float(-np.min(np.sum(np.log(tried) + seen / tried, axis=1)) / 2)
+
+
+def likeliest_deviation(
+    stack: Stack, start: Int[np.ndarray, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
+) -> float:
+    """Standard deviation of the places in a start, all alike, of the largest evidence: twice that, at most that of places
+    which are not known at all, since what is not linear in the flips speaks for fewer of them.
+
+    The MSE alone does not tell it: the flips of a block that has passed many others partly make up for one another.
+    """
+    unknown = len(start) / np.sqrt(12)
+    doublings = int(np.log2(max(unknown / UNSURE, 1)))
+    best, most = unknown, -np.inf
+    for deviation in unknown / 2.0 ** np.arange(doublings, 0, -1):
+        places = Places(shrunk(len(start), deviation**2), deviation**2 * np.eye(len(start)))
+        linear: Linear = jax.tree.map(mesh.fetch, linear_model(stack, start, x, pred, precedence(*places), memory))
+        if not all(np.isfinite(part).all() for part in linear):
+            break
+        evidence = log_evidence(deviation**2, linear)
+        if evidence < most:
+            break
+        best, most = 2 * float(deviation), evidence
+    return best
 
 
 class Placing(NamedTuple):
@@ -264,8 +286,12 @@ class Placing(NamedTuple):
     """Mean of each place before anything is known but the start."""
     variance: float
     """Of each place in the prior."""
+    noise: float
+    """White noise of the last posterior (see `posterior`)."""
     doubt: float
     """Part of the covariance that is believed: it falls while the outputs fit better than they should."""
+    least_doubt: float
+    """Its lower bound."""
     order: Int[np.ndarray, " L"]
     """The best one so far."""
     mse: float
@@ -283,14 +309,22 @@ class Placing(NamedTuple):
 def start_placing(
     stack: Stack, start: Int[np.ndarray, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
 ) -> Placing:
-    """What is known before the first round: every place as uncertain as the MSE of the start says."""
-    mse, squares = map(mesh.fetch, flip_squares(stack, start, x, pred, memory))
-    depth, variance = len(start), deviation(float(mse), squares.astype(np.float64)) ** 2
-    middle, places = (depth - 1) / 2, np.arange(depth)
-    # The less the start knows, the nearer to the middle every block is expected.
-    prior = middle + np.sqrt(max(0.0, 1 - 12 * variance / depth**2)) * (places - middle)
-    known = Places(prior, variance * np.eye(depth))
-    return Placing(known, prior, variance, doubt=DOUBT[1], order=places, mse=float("inf"), rounds=0, waited=0)
+    """What is known before the first round: every place as uncertain as the errors of few rows make likeliest."""
+    rows = -(-FEW // pred.shape[1])
+    variance = likeliest_deviation(stack, start, x[:rows], pred[:rows], memory) ** 2
+    prior = shrunk(len(start), variance)
+    return Placing(
+        Places(prior, variance * np.eye(len(start))),
+        prior,
+        variance,
+        noise=NOISE[1],
+        doubt=DOUBT[1],
+        least_doubt=DOUBT[0],
+        order=np.arange(len(start)),
+        mse=float("inf"),
+        rounds=0,
+        waited=0,
+    )
 
 
 def placing_round(
@@ -310,15 +344,20 @@ def placing_round(
         return at._replace(rounds=at.rounds + 1, waited=PATIENCE)
     mse = float(np.mean(np.square(linear.error, dtype=np.float64)))
     better = mse < at.mse
-    found = posterior(at.prior[order], at.variance, here, linear).taken(np.argsort(order))
+    least = max(at.noise / LESS, NOISE[0])
+    found, noise = posterior(at.prior[order], at.variance, here, linear, least)
+    found = found.taken(np.argsort(order))
     doubt = at.doubt * np.sqrt(mse / (FITTED * max(float(linear.expected), 1e-300)))
+    waited = 0 if better else at.waited + 1
     return Placing(
         places=at.places.towards(found, 1.0 if at.rounds < WHOLE else STEP),
         prior=at.prior,
         variance=at.variance,
-        doubt=float(np.clip(doubt, *DOUBT)),
+        noise=noise,
+        doubt=float(np.clip(doubt, at.least_doubt, DOUBT[1])),
+        least_doubt=at.least_doubt * (LOWER if waited and waited % STUCK == 0 else 1.0),
         order=order if better else at.order,
         mse=min(mse, at.mse),
         rounds=at.rounds + 1,
-        waited=0 if better else at.waited + 1,
+        waited=waited,
     )

@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 import reference
+import scipy.stats
 from hypothesis import given, settings
 
 from dropjax import moves, places
@@ -99,8 +100,9 @@ def test_the_posterior_is_that_of_least_squares():
     rng = np.random.default_rng(1)
     linear, here, truth = drawn_linear(rng)
     prior = np.arange(5) + 0.3
-    found = places.posterior(prior, 4.0, here, linear)
-    noise = linear.noise + places.NOISE[0] * np.mean(np.diag(linear.noise)) * np.eye(40)
+    found, white = places.posterior(prior, 4.0, here, linear)
+    assert white == places.NOISE[0]
+    noise = linear.noise + white * np.mean(np.diag(linear.noise)) * np.eye(40)
     inverse = np.linalg.inv(noise)
     precision = linear.effect.T @ inverse @ linear.effect + np.eye(5) / 4
     seen = -linear.error - linear.shift + linear.effect @ here.mean
@@ -113,9 +115,10 @@ def test_the_posterior_is_that_of_least_squares():
 def test_errors_that_the_model_does_not_explain_are_believed_less():
     rng = np.random.default_rng(2)
     linear, here, _ = drawn_linear(rng)
-    believed = places.posterior(here.mean, 4.0, here, linear)
+    believed, _ = places.posterior(here.mean, 4.0, here, linear)
     strange = linear._replace(error=linear.error + 30 * rng.normal(size=40))
-    found = places.posterior(here.mean, 4.0, here, strange)
+    found, white = places.posterior(here.mean, 4.0, here, strange)
+    assert white > 100
     assert np.trace(found.covariance) > 3 * np.trace(believed.covariance)
     assert np.abs(found.mean - here.mean).max() < 8
 
@@ -123,7 +126,7 @@ def test_errors_that_the_model_does_not_explain_are_believed_less():
 def test_without_flips_nothing_is_learned():
     linear, here, _ = drawn_linear(np.random.default_rng(3))
     nothing = linear._replace(effect=0 * linear.effect, noise=0 * linear.noise)
-    found = places.posterior(here.mean, 4.0, here, nothing)
+    found, _ = places.posterior(here.mean, 4.0, here, nothing)
     np.testing.assert_array_equal(found.mean, here.mean)
     np.testing.assert_array_equal(found.covariance, 4 * np.eye(5))
 
@@ -131,33 +134,45 @@ def test_without_flips_nothing_is_learned():
 # What is unknown at the start
 
 
-def test_the_deviation_makes_up_the_mse():
+def test_the_evidence_is_largest_at_the_variance_that_the_places_have():
     rng = np.random.default_rng(4)
-    squares = np.r_[0, rng.uniform(1, 2, size=199)]
-    for deviation in (2.0, 12.0):
-        drawn = np.arange(200) + deviation * rng.normal(size=(300, 200))
-        i, j = np.triu_indices(200, 1)
-        wrong = np.mean(drawn[:, i] > drawn[:, j], axis=0)
-        mse = np.sum(wrong * (squares / (200 - np.arange(200)))[j - i])
-        assert places.deviation(mse, squares) == pytest.approx(deviation, rel=0.05)
-    assert places.deviation(0.0, squares) == places.UNSURE
-    assert places.deviation(1e9, squares) == pytest.approx(200 / 12**0.5)
+    effect, root = rng.normal(size=(300, 60)), rng.normal(size=(300, 300)) / 300**0.5
+    for variance in (0.3, 30.0):
+        error = effect @ (variance**0.5 * rng.normal(size=60)) + root @ rng.normal(size=300)
+        linear = Linear(effect, np.zeros(300), root @ root.T, error, np.float64(1))
+        tried = variance * np.array([0.25, 1.0, 4.0])
+        assert np.argmax([places.log_evidence(of, linear) for of in tried]) == 1
 
 
-@settings(max_examples=5, deadline=None)
-@given(reference.shapes, reference.seeds)
-def test_squares_are_those_of_the_flips(shape, seed):
-    depth, d, _, outputs = shape
-    rng = np.random.default_rng(seed)
-    stack, arrangement = reference.random_stack(rng, *shape), reference.random_arrangement(rng, depth)
-    x, pred = (rng.normal(size=(9, of)).astype(np.float32) for of in (d, outputs))
-    flips = np.asarray(moves.flips(moves.linearise(stack, arrangement, x)), np.float64)
-    squares = np.mean(flips**2, axis=(0, 1))
-    wanted = [np.trace(squares, offset=k) if k else 0.0 for k in range(depth)]
-    for memory in (1, 1 << 30):
-        mse, found = places.flip_squares(stack, arrangement, x, pred, memory)
-        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-6)
-        assert float(mse) == pytest.approx(reference.mse(stack, arrangement, x, pred), rel=1e-4)
+def test_the_evidence_is_a_density():
+    rng = np.random.default_rng(5)
+    linear, _, _ = drawn_linear(rng)
+    modelled = 2.0 * linear.effect @ linear.effect.T + linear.noise
+    densities = [
+        scipy.stats.multivariate_normal(-linear.shift, modelled + white * np.mean(linear.error**2) * np.eye(40))
+        for white in places.WHITE
+    ]
+    wanted = max(density.logpdf(linear.error) for density in densities) + 20 * np.log(2 * np.pi)
+    assert places.log_evidence(2.0, linear) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("deviation", [3.0, 12.0])
+def test_a_start_is_as_uncertain_as_its_errors_say(deviation):
+    rng = np.random.default_rng(6)
+    stack, truth = reference.random_stack(rng, 96, 8, 12, 1, size=0.02), reference.random_arrangement(rng, 96)
+    x = rng.normal(size=(400, 8)).astype(np.float32)
+    pred = reference.outputs(stack, truth, x).astype(np.float32)
+    start = truth[np.argsort(np.arange(96) + deviation * rng.normal(size=96), kind="stable")]
+    found = places.likeliest_deviation(stack, start, x, pred)
+    assert deviation / 1.5 < found < 4 * deviation
+    assert found <= 96 / 12**0.5
+
+
+def test_a_start_whose_outputs_overflow_is_not_known_at_all():
+    rng = np.random.default_rng(7)
+    stack, start = reference.random_stack(rng, 6, 5, 8, 1, size=1e30), reference.random_arrangement(rng, 6)
+    x, pred = rng.normal(size=(50, 5)).astype(np.float32), np.zeros((50, 1), np.float32)
+    assert places.likeliest_deviation(stack, start, x, pred) == 6 / 12**0.5
 
 
 # Whole searches
