@@ -1,7 +1,8 @@
 """The same solve and kernels on every kind of device that JAX sees: devices.py [PUZZLE] [--json FILE] [--plot FILE].
 
 Each run is a process of its own. "cold" starts with an empty cache of compiled programs, "warm" with the one that it left.
-The kernels are those of kernels.py, each device's own matrix-product rate beside them.
+The kernels are those of kernels.py, each device's own matrix-product rate beside them. With --counts, the same work on one
+device and on several: GPUs, or a CPU's virtual devices, which share its cores and so show what the sharing itself costs.
 """
 
 import json
@@ -10,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,60 @@ def print_kernels(reports: dict[str, dict[str, Any]]) -> None:
     print(f"{'square products':<58}{rates}")
 
 
+CHILD = """
+import json, sys
+import jax, numpy as np
+from measuring import median_seconds
+from dropjax import device, files, mesh, moves, verify
+device.configure(sys.argv[2])
+puzzle = files.load(sys.argv[1])
+devices = mesh.make()
+if devices is not None:
+    jax.set_mesh(devices)
+stack, order = mesh.put((puzzle.stack(), np.tile(np.arange(puzzle.depth, dtype=np.int32)[:, None], (1, 2))))
+times = -(-int(sys.argv[4]) // len(puzzle.x))
+x, pred = mesh.put_rows([np.tile(a, (times, 1))[: int(sys.argv[4])] for a in (puzzle.x, puzzle.pred)])
+few = mesh.put_rows((puzzle.x[:2000], puzzle.pred[:2000]))
+swaps = moves.pairs_of_positions(puzzle.depth, moves.SWAP)
+together = device.scored_together(puzzle.depth)
+report = {
+    "devices": len(jax.devices()),
+    "one pass": median_seconds(lambda: verify.outputs_and_errors(stack, order, x, pred), 3),
+    "all swaps, exact": median_seconds(lambda: moves.score_moves(stack, order, swaps, *few, together), 3),
+    "all moves, first order": median_seconds(lambda: moves.score_first_order(stack, order, *few), 3),
+}
+with open(sys.argv[sys.argv.index("--json") + 1], "w") as file:
+    json.dump(report, file)
+"""
+"""The same work on as many devices as there are: a pass over many rows, and moves from an arbitrary order."""
+WORK = ("one pass", "all swaps, exact", "all moves, first order")
+PASS_ROWS = 200_000
+"""Rows of that pass: the table's, again and again."""
+
+
+def on_devices(puzzle: Path, platform: str, count: int) -> dict[str, Any]:
+    """Seconds of the same work on that many devices."""
+    gpus = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(count)))}
+    virtual = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"}
+    environment = {"PYTHONPATH": str(Path(__file__).parent), **(gpus if platform == "gpu" else virtual)}
+    return reported("-c", CHILD, str(puzzle), platform, str(count), str(PASS_ROWS), **environment)
+
+
+def compare_counts(puzzle: Path, platform: str, counts: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for each count, printed with its speed-up over the first and its efficiency."""
+    print("\n" + f"{'devices':<10}" + "".join(f"{work:>34}" for work in WORK))
+    rows: list[dict[str, Any]] = []
+    for count in counts:
+        row = on_devices(puzzle, platform, count)
+        rows.append(row)
+        cells = ""
+        for work in WORK:
+            faster, more = rows[0][work] / row[work], row["devices"] / rows[0]["devices"]
+            cells += f"{row[work]:>12.3f} s{faster:>8.2f} ×{faster / more:>8.0%}  "
+        print(f"{row['devices']:<10}{cells}", flush=True)
+    return rows
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Where each row's time goes, as stacked bars."""
     import matplotlib
@@ -114,6 +170,7 @@ def main() -> int:
     parser.add_argument("puzzle", nargs="?", type=Path, help="default: the example")
     parser.add_argument("--platform", choices=("cpu", "gpu", "tpu"), help="this one alone")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--counts", type=int, nargs="+", metavar="N", default=[], help="numbers of devices, such as 1 2 4")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -132,8 +189,9 @@ def main() -> int:
                 print(f"{row['device']:<24}{row['cache']:>6}{times}  {row['outcome']}", flush=True)
                 rows.append(row)
         reports = {platform: kernels(args.puzzle or example, platform) for platform in seen}
-    print_kernels(reports)
-    write_report(args.json, rows, kernels=reports)
+        print_kernels(reports)
+        counted = compare_counts(args.puzzle or example, seen[-1], args.counts) if args.counts else []
+    write_report(args.json, rows, kernels=reports, counts=counted)
     if args.plot is not None:
         plot(rows, args.plot)
     return 0

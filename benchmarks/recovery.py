@@ -44,7 +44,7 @@ SUITE = (
     Entry("three outputs", Recipe(rate=1e-3, epochs=60), width=48, outputs=3),
     Entry("L = 12", Recipe(depth=12, rate=1e-3, epochs=60)),
     Entry("L = 24", Recipe(depth=24, rate=1e-3, epochs=60)),
-    Entry("L = 96", Recipe(depth=96, rate=1e-3, epochs=60)),
+    Entry("L = 96", Recipe(depth=96, optimizer="adamw", rate=1e-3, decay=0.1, epochs=60)),
     Entry("d = 32", Recipe(hidden=64, rate=1e-3, epochs=60), width=32),
     Entry("d = 64", Recipe(hidden=128, rate=1e-3, epochs=60), width=64),
 )
