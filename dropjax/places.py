@@ -31,7 +31,7 @@ FEWEST, PER_PLACE = 1000, 3
 """Predictions that places are fitted to: at least the first, and as many for each place."""
 FEW = 500
 """Predictions that tell how uncertain a start's places are."""
-WHITE = np.geomspace(1e-8, 2, 40)
+TRIED = np.geomspace(1e-8, 2, 40)
 """White noise that is tried then, in parts of the MSE."""
 
 REACHES = (8, 16, 32, 64, 128, 256)
@@ -43,10 +43,8 @@ UNSURE = 0.5
 """Standard deviation of a place at least, in places: that of a block which may stand anywhere between its neighbours."""
 FIT = 1.2
 """Mean square of the whitened errors up to which a posterior is believed; above, all predictions get more noise."""
-NOISE = 1e-6, 1e-2
-"""Least of that noise, and the first, in parts of the mean variance of the flips."""
-LESS, MORE = 9.0, 3.0
-"""Factors by which it is taken less than in the round before, and then more until it does."""
+WHITE = 1e-4, 3.0
+"""That white noise, in parts of the mean variance of the flips: at first, and the factor from one trial to the next."""
 
 WHOLE = 5
 """Rounds whose posterior is taken as it is; then what is left is fine, and whole steps would swing about it."""
@@ -57,9 +55,10 @@ FITTED = 0.4
 PATIENCE = 20
 """Rounds without a better order, after which it ends."""
 DOUBT = 0.5, 1.0
-"""Bounds of the part of the covariance that is believed, at first."""
-STUCK, LOWER = 4, 0.8
-"""Rounds without a better order, after each so many of which the lower bound falls by that factor."""
+"""Bounds of the part of the covariance that is believed."""
+STUCK, FINER = 10, 0.5
+"""Rounds without a better order, after which it looks finer, for blocks of small effect: the lower bound of doubt is taken
+less by that factor, and white noise by its square."""
 
 
 class Places(NamedTuple):
@@ -215,28 +214,28 @@ def linear_model(
 
 
 def posterior(
-    prior: Float[np.ndarray, " L"], variance: float, places: Places, linear: Linear, noise: float = NOISE[0]
-) -> tuple[Places, float]:
+    prior: Float[np.ndarray, " L"], variance: float, places: Places, linear: Linear, white: float = WHITE[0]
+) -> Places:
     """The places given the errors: from independent ones with means `prior`, by the linearisation about `places`.
 
-    All in the order of the positions at hand. White noise, at first `noise` in parts of the mean variance of the flips, is
-    added until the whitened errors are as small as `FIT` says; what it came to is the second result.
+    All in the order of the positions at hand. White noise, at first `white` in parts of the mean variance of the flips, is
+    added until the whitened errors are as small as `FIT` says.
     """
-    effect, shift, of_flips, error = (np.asarray(a, np.float64) for a in linear[:4])
+    effect, shift, noise, error = (np.asarray(a, np.float64) for a in linear[:4])
     seen = -error - shift - effect @ (prior - places.mean)
-    modelled = variance * effect @ effect.T + of_flips
-    unit = max(np.mean(np.diag(of_flips)), 1e-6 * np.mean(seen**2), 1e-300)
+    modelled = variance * effect @ effect.T + noise
+    unit = max(np.mean(np.diag(noise)), 1e-6 * np.mean(seen**2), 1e-300)
     while True:
         try:
-            factor = scipy.linalg.cho_factor(modelled + noise * unit * np.eye(len(seen)), lower=True)
+            factor = scipy.linalg.cho_factor(modelled + white * unit * np.eye(len(seen)), lower=True)
             whitened = scipy.linalg.cho_solve(factor, seen)
             if seen @ whitened <= FIT * len(seen):
                 break
         except np.linalg.LinAlgError:  # by float32's rounding of the flips' covariance
             pass
-        noise *= MORE
+        white *= WHITE[1]
     known = variance**2 * effect.T @ scipy.linalg.cho_solve(factor, effect)
-    return Places(prior + variance * effect.T @ whitened, variance * np.eye(len(prior)) - known), noise
+    return Places(prior + variance * effect.T @ whitened, variance * np.eye(len(prior)) - known)
 
 
 def shrunk(depth: int, variance: float) -> Float[np.ndarray, " L"]:
@@ -251,7 +250,7 @@ def log_evidence(variance: float, linear: Linear) -> float:
     effect, shift, noise, error = (np.asarray(a, np.float64) for a in linear[:4])
     values, vectors = np.linalg.eigh(variance * effect @ effect.T + noise)
     seen = np.square(vectors.T @ (error + shift))
-    tried = np.maximum(values, 0) + np.mean(np.square(error)) * WHITE[:, None]
+    tried = np.maximum(values, 0) + max(np.mean(np.square(error)), 1e-300) * TRIED[:, None]
     return float(-np.min(np.sum(np.log(tried) + seen / tried, axis=1)) / 2)
 
 
@@ -286,12 +285,10 @@ class Placing(NamedTuple):
     """Mean of each place before anything is known but the start."""
     variance: float
     """Of each place in the prior."""
-    noise: float
-    """White noise of the last posterior (see `posterior`)."""
     doubt: float
     """Part of the covariance that is believed: it falls while the outputs fit better than they should."""
-    least_doubt: float
-    """Its lower bound."""
+    fine: float
+    """Part of `DOUBT`'s lower bound that doubt may fall to; `FINER` wherever the search was stuck."""
     order: Int[np.ndarray, " L"]
     """The best one so far."""
     mse: float
@@ -317,9 +314,8 @@ def start_placing(
         Places(prior, variance * np.eye(len(start))),
         prior,
         variance,
-        noise=NOISE[1],
         doubt=DOUBT[1],
-        least_doubt=DOUBT[0],
+        fine=1.0,
         order=np.arange(len(start)),
         mse=float("inf"),
         rounds=0,
@@ -344,18 +340,15 @@ def placing_round(
         return at._replace(rounds=at.rounds + 1, waited=PATIENCE)
     mse = float(np.mean(np.square(linear.error, dtype=np.float64)))
     better = mse < at.mse
-    least = max(at.noise / LESS, NOISE[0])
-    found, noise = posterior(at.prior[order], at.variance, here, linear, least)
-    found = found.taken(np.argsort(order))
+    found = posterior(at.prior[order], at.variance, here, linear, WHITE[0] * at.fine**2).taken(np.argsort(order))
     doubt = at.doubt * np.sqrt(mse / (FITTED * max(float(linear.expected), 1e-300)))
     waited = 0 if better else at.waited + 1
     return Placing(
         places=at.places.towards(found, 1.0 if at.rounds < WHOLE else STEP),
         prior=at.prior,
         variance=at.variance,
-        noise=noise,
-        doubt=float(np.clip(doubt, at.least_doubt, DOUBT[1])),
-        least_doubt=at.least_doubt * (LOWER if waited and waited % STUCK == 0 else 1.0),
+        doubt=float(np.clip(doubt, at.fine * DOUBT[0], DOUBT[1])),
+        fine=at.fine * (FINER if waited == STUCK else 1.0),
         order=order if better else at.order,
         mse=min(mse, at.mse),
         rounds=at.rounds + 1,

@@ -100,9 +100,8 @@ def test_the_posterior_is_that_of_least_squares():
     rng = np.random.default_rng(1)
     linear, here, truth = drawn_linear(rng)
     prior = np.arange(5) + 0.3
-    found, white = places.posterior(prior, 4.0, here, linear)
-    assert white == places.NOISE[0]
-    noise = linear.noise + white * np.mean(np.diag(linear.noise)) * np.eye(40)
+    found = places.posterior(prior, 4.0, here, linear)
+    noise = linear.noise + places.WHITE[0] * np.mean(np.diag(linear.noise)) * np.eye(40)
     inverse = np.linalg.inv(noise)
     precision = linear.effect.T @ inverse @ linear.effect + np.eye(5) / 4
     seen = -linear.error - linear.shift + linear.effect @ here.mean
@@ -115,10 +114,9 @@ def test_the_posterior_is_that_of_least_squares():
 def test_errors_that_the_model_does_not_explain_are_believed_less():
     rng = np.random.default_rng(2)
     linear, here, _ = drawn_linear(rng)
-    believed, _ = places.posterior(here.mean, 4.0, here, linear)
+    believed = places.posterior(here.mean, 4.0, here, linear)
     strange = linear._replace(error=linear.error + 30 * rng.normal(size=40))
-    found, white = places.posterior(here.mean, 4.0, here, strange)
-    assert white > 100
+    found = places.posterior(here.mean, 4.0, here, strange)
     assert np.trace(found.covariance) > 3 * np.trace(believed.covariance)
     assert np.abs(found.mean - here.mean).max() < 8
 
@@ -126,7 +124,7 @@ def test_errors_that_the_model_does_not_explain_are_believed_less():
 def test_without_flips_nothing_is_learned():
     linear, here, _ = drawn_linear(np.random.default_rng(3))
     nothing = linear._replace(effect=0 * linear.effect, noise=0 * linear.noise)
-    found, _ = places.posterior(here.mean, 4.0, here, nothing)
+    found = places.posterior(here.mean, 4.0, here, nothing)
     np.testing.assert_array_equal(found.mean, here.mean)
     np.testing.assert_array_equal(found.covariance, 4 * np.eye(5))
 
@@ -150,7 +148,7 @@ def test_the_evidence_is_a_density():
     modelled = 2.0 * linear.effect @ linear.effect.T + linear.noise
     densities = [
         scipy.stats.multivariate_normal(-linear.shift, modelled + white * np.mean(linear.error**2) * np.eye(40))
-        for white in places.WHITE
+        for white in places.TRIED
     ]
     wanted = max(density.logpdf(linear.error) for density in densities) + 20 * np.log(2 * np.pi)
     assert places.log_evidence(2.0, linear) == pytest.approx(wanted, rel=1e-6)
@@ -196,6 +194,16 @@ def test_an_order_with_every_block_off_its_place_is_put_right():
     order, at = searched(stack, start, x, pred)
     np.testing.assert_array_equal(order, truth)
     assert at.rounds < 15
+
+
+def test_a_search_that_is_stuck_looks_finer():
+    rng = np.random.default_rng(8)
+    stack, start = reference.random_stack(rng, 12, 8, 12, 1, size=0.1), reference.random_arrangement(rng, 12)
+    x, pred = rng.normal(size=(300, 8)).astype(np.float32), rng.normal(size=(300, 1)).astype(np.float32)
+    at = places.start_placing(stack, start, x, pred)._replace(waited=places.STUCK - 1, mse=0.0)
+    stuck = places.placing_round(stack, start, at, x, pred)
+    assert (at.fine, stuck.waited, stuck.fine) == (1.0, places.STUCK, places.FINER)
+    assert places.placing_round(stack, start, stuck, x, pred).fine == places.FINER
 
 
 def test_predictions_of_another_network_end_it():
