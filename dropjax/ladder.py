@@ -183,7 +183,7 @@ class Ladder:
         at, halved = start_guided(arrangement), True
         while halved and not (at.finished or self.stop()):
             before = float(at.proposals.mse)
-            at = guided_rounds(self.stack, at, *self.for_places, exact, most, memory=self.memory)
+            at = guided_rounds(self.stack, at, *self.for_places, exact, most, memory=self.memory // 2)  # beside places' own
             halved = float(at.proposals.mse) < before / 2
         return min(map(self.judged, (arrangement, np.asarray(at.arrangement))), key=lambda of: of.mse)
 
