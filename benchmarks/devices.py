@@ -94,14 +94,15 @@ import json, sys
 import jax, numpy as np
 from measuring import median_seconds
 from dropjax import device, files, mesh, moves, verify
+from dropjax.stack import identity_arrangement
 device.configure(sys.argv[2])
 puzzle = files.load(sys.argv[1])
 devices = mesh.make()
 if devices is not None:
     jax.set_mesh(devices)
-stack, order = mesh.put((puzzle.stack(), np.tile(np.arange(puzzle.depth, dtype=np.int32)[:, None], (1, 2))))
-times = -(-int(sys.argv[4]) // len(puzzle.x))
-x, pred = mesh.put_rows([np.tile(a, (times, 1))[: int(sys.argv[4])] for a in (puzzle.x, puzzle.pred)])
+stack, order = mesh.put((puzzle.stack(), identity_arrangement(puzzle.depth)))
+rows = int(sys.argv[3])
+x, pred = mesh.put_rows([np.tile(a, (-(-rows // len(a)), 1))[:rows] for a in (puzzle.x, puzzle.pred)])
 few = mesh.put_rows((puzzle.x[:2000], puzzle.pred[:2000]))
 swaps = moves.pairs_of_positions(puzzle.depth, moves.SWAP)
 together = device.scored_together(puzzle.depth)
@@ -125,7 +126,7 @@ def on_devices(puzzle: Path, platform: str, count: int) -> dict[str, Any]:
     gpus = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(count)))}
     virtual = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"}
     environment = {"PYTHONPATH": str(Path(__file__).parent), **(gpus if platform == "gpu" else virtual)}
-    return reported("-c", CHILD, str(puzzle), platform, str(count), str(PASS_ROWS), **environment)
+    return reported("-c", CHILD, str(puzzle), platform, str(PASS_ROWS), **environment)
 
 
 def compare_counts(puzzle: Path, platform: str, counts: Sequence[int]) -> list[dict[str, Any]]:

@@ -89,6 +89,15 @@ def sum_over_rows(of_chunk: Callable[..., T], parts: Sequence[Float[Array, "N ..
     return sums
 
 
+def map_over_rows(of_chunk: Callable[..., T], parts: Sequence[Float[Array, "N ..."]], bytes_per_row: int, memory: int) -> T:
+    """What `of_chunk(*parts)` gives for every row, rows first, from chunks of rows in `memory`."""
+    rows = len(parts[0])
+    size = chunk_size(rows, bytes_per_row, memory)
+    chunks = tuple(in_chunks(part, size) for part in parts)
+    by_chunk = lax.map(lambda chunk: of_chunk(*chunk), chunks)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:rows], by_chunk)
+
+
 def chunk_size(rows: int, bytes_per_row: int, memory: int) -> int:
     """Rows of each of the fewest equal chunks that `memory` holds, a multiple of the devices that they are spread over."""
     chunks = -(-rows // max(1, min(rows, memory // bytes_per_row)))

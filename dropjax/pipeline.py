@@ -170,6 +170,7 @@ class Run:
     started: float
     stages: list[Stage] = field(default_factory=list)
     passes: dict[bytes, verify.Pass] = field(default_factory=dict)
+    noises: dict[bytes, float] = field(default_factory=dict)
 
     def stop(self) -> str | None:
         """Why the search has to stop now, if it has to."""
@@ -199,6 +200,15 @@ class Run:
             passed = verify.full_pass(stack, arrangement, x, pred, self.options.memory)
             self.passes[key] = passed if np.isfinite(passed.mse) else passed._replace(mse=np.inf)
         return self.passes[key]
+
+    def float32_noise(self, arrangement: Int[np.ndarray, "L 2"]) -> float:
+        """float32's noise in the arrangement's outputs; asking again costs nothing."""
+        key = np.asarray(arrangement).tobytes()
+        if key not in self.noises:
+            stack, _, _, table = self.problem
+            outputs = mesh.fetch(self.full_pass(arrangement).outputs)
+            self.noises[key] = verify.float32_noise(stack, arrangement, table.x, outputs)
+        return self.noises[key]
 
     def solved(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
         """Whether the arrangement reproduces pred on all rows as well as pred allows."""
@@ -575,10 +585,8 @@ def _finished(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, 
     do less than an exact answer's MSE allows."""
     if run.pred_noise is not None or not run.solved(arrangement):
         return arrangement
-    passed = run.full_pass(arrangement)
-    noise = verify.float32_noise(run.problem.stack, arrangement, run.problem.table.x, mesh.fetch(passed.outputs))
-    tolerance = (verify.ALIKE * noise) ** 2
-    if passed.mse <= tolerance:
+    tolerance = (verify.ALIKE * run.float32_noise(arrangement)) ** 2
+    if run.full_pass(arrangement).mse <= tolerance:
         return arrangement
     repaired = _guided(run, arrangement, (tolerance,))
     return min(arrangement, repaired, key=lambda of: run.full_pass(of).mse)
@@ -604,7 +612,7 @@ def _verify(run: Run, puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"]) -> Ve
     full, memory = run.options.verify == "full", run.options.memory
     while True:
         passed = run.full_pass(arrangement)
-        noise = verify.Noise(verify.float32_noise(stack, arrangement, table.x, mesh.fetch(passed.outputs)), run.pred_noise)
+        noise = verify.Noise(run.float32_noise(arrangement), run.pred_noise)
         outcome = verify.judge(passed.mse, puzzle.pred, noise, ties=False)
         near = (
             verify.Near.none()

@@ -213,6 +213,20 @@ def linear_model(
     return summed._replace(effect=summed.effect[:, :depth])
 
 
+def modelled(
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    places: Places,
+    memory: int = MEMORY,
+) -> Linear | None:
+    """`linear_model` on the host, of an arrangement in the order of its mean places; None where something overflows."""
+    pairs = precedence(*places)
+    linear: Linear = jax.tree.map(mesh.fetch, linear_model(stack, arrangement, x, pred, pairs, memory))
+    return linear if all(np.isfinite(part).all() for part in linear) else None
+
+
 def posterior(
     prior: Float[np.ndarray, " L"], variance: float, places: Places, linear: Linear, white: float = WHITE[0]
 ) -> Places:
@@ -223,11 +237,11 @@ def posterior(
     """
     effect, shift, noise, error = (np.asarray(a, np.float64) for a in linear[:4])
     seen = -error - shift - effect @ (prior - places.mean)
-    modelled = variance * effect @ effect.T + noise
+    of_errors = variance * effect @ effect.T + noise
     unit = max(np.mean(np.diag(noise)), 1e-6 * np.mean(seen**2), 1e-300)
     while True:
         try:
-            factor = scipy.linalg.cho_factor(modelled + white * unit * np.eye(len(seen)), lower=True)
+            factor = scipy.linalg.cho_factor(of_errors + white * unit * np.eye(len(seen)), lower=True)
             whitened = scipy.linalg.cho_solve(factor, seen)
             if seen @ whitened <= FIT * len(seen):
                 break
@@ -267,8 +281,8 @@ def likeliest_deviation(
     best, most = unknown, -np.inf
     for deviation in unknown / 2.0 ** np.arange(doublings, 0, -1):
         places = Places(shrunk(len(start), deviation**2), deviation**2 * np.eye(len(start)))
-        linear: Linear = jax.tree.map(mesh.fetch, linear_model(stack, start, x, pred, precedence(*places), memory))
-        if not all(np.isfinite(part).all() for part in linear):
+        linear = modelled(stack, start, x, pred, places, memory)
+        if linear is None:
             break
         evidence = log_evidence(deviation**2, linear)
         if evidence < most:
@@ -334,9 +348,9 @@ def placing_round(
     """One more linearisation, about the order at hand, and what the errors say with it."""
     order = at.places.order
     here = at.places.taken(order)
-    pairs = precedence(here.mean, at.doubt * here.covariance)
-    linear: Linear = jax.tree.map(mesh.fetch, linear_model(stack, start[order], x, pred, pairs, memory))
-    if not all(np.isfinite(part).all() for part in linear):
+    believed = here._replace(covariance=at.doubt * here.covariance)
+    linear = modelled(stack, start[order], x, pred, believed, memory)
+    if linear is None:
         return at._replace(rounds=at.rounds + 1, waited=PATIENCE)
     mse = float(np.mean(np.square(linear.error, dtype=np.float64)))
     better = mse < at.mse

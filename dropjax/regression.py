@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from dropjax import mesh
 from dropjax.device import MEMORY
-from dropjax.moves import chunk_size, contributions, flips_and_swaps, in_chunks, linearise, mean_over_rows
+from dropjax.moves import contributions, flips_and_swaps, linearise, map_over_rows, mean_over_rows
 from dropjax.stack import Stack, read_out
 
 RIDGES = (0.1, 0.3, 1.0, 3.0)
@@ -110,18 +110,15 @@ def contributions_and_errors(
     memory: int = MEMORY,
 ) -> tuple[Float[Array, "n n N o"], Float[Array, "N o"]]:
     """`moves.contributions` of the halves at some positions, and the errors f − pred."""
-    (depth, hidden, width), (rows, outputs), of_pairs = stack.w_in.shape, pred.shape, len(positions)
+    (depth, hidden, width), outputs, of_pairs = stack.w_in.shape, pred.shape[1], len(positions)
 
-    def of_chunk(rows: tuple[Array, Array]) -> tuple[Array, Array]:
-        x, pred = rows
+    def of_chunk(x: Array, pred: Array) -> tuple[Array, Array]:
         at = linearise(stack, arrangement, x)
         by_pair = contributions(stack, arrangement, positions, at)
         return jnp.einsum("abno->nabo", by_pair), read_out(stack, at.states[-1]) - pred
 
     held = 4 * (depth * (hidden + 2 * width * (1 + outputs)) + 2 * outputs * of_pairs * (of_pairs + hidden))
-    size = chunk_size(rows, held, memory)
-    parts = lax.map(of_chunk, (in_chunks(x, size), in_chunks(pred, size)))
-    by_pair, error = (part.reshape(-1, *part.shape[2:])[:rows] for part in parts)
+    by_pair, error = map_over_rows(of_chunk, (x, pred), held, memory)
     return jnp.einsum("nabo->abno", by_pair), error
 
 

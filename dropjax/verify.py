@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dropjax import mesh
@@ -15,9 +14,8 @@ from dropjax.moves import (
     PAIR_SWAP,
     adjacent_changes,
     adjacent_swaps,
-    chunk_size,
-    in_chunks,
     linearise,
+    map_over_rows,
     moved,
     nothing,
     pair_swap_changes,
@@ -52,11 +50,10 @@ def outputs_and_errors(
     stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
 ) -> tuple[Float[Array, "N o"], Float[Array, ""], Float[Array, ""]]:
     """The outputs, their MSE and their largest absolute error, in one pass over all rows."""
-    rows, (hidden, width) = len(x), stack.w_in.shape[1:]
+    hidden, width = stack.w_in.shape[1:]
     bytes_per_row = 8 * (width + hidden)
-    chunks = in_chunks(x, chunk_size(rows, bytes_per_row, min(memory, PASS_ROWS * bytes_per_row)))
     run = lambda x: read_out(stack, advance(stack, arrangement, 0, stack.depth, x))  # noqa: E731
-    outputs = lax.map(run, chunks).reshape(-1, pred.shape[1])[:rows]
+    outputs = map_over_rows(run, (x,), bytes_per_row, min(memory, PASS_ROWS * bytes_per_row))
     error = outputs - pred
     return outputs, *mesh.whole((jnp.mean(error**2), jnp.max(jnp.abs(error))))
 
