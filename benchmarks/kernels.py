@@ -159,6 +159,7 @@ def main() -> int:
     if args.json is not None:
         files.ensure_writable(args.json)
     device.configure(args.platform)
+    device.ensure_usable()
     puzzle = files.load(args.puzzle) if args.puzzle else files.example()
     depth, hidden, width = puzzle.w_in.shape
     limit = matmul_flop_per_s(args.repeats)

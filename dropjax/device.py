@@ -4,12 +4,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeVar
 
 import jax
 
 from dropjax import mesh
+from dropjax.puzzle import InputError
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -37,7 +39,7 @@ def cache_folder() -> Path:
 def configure(platform: str | None = None, cache: bool = True) -> None:
     """Settings of a whole process, for the command lines; a program that imports dropjax keeps its own."""
     if platform is not None:
-        jax.config.update("jax_platforms", platform)
+        jax.config.update("jax_platforms", _vendor() if platform == "gpu" else platform)
     if cache:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
         # Small kernels are most of what is compiled here, so none is too small or too quick to keep.
@@ -45,11 +47,27 @@ def configure(platform: str | None = None, cache: bool = True) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def _vendor() -> str:
+    """JAX's name for this machine's GPUs, by the installed plugin: "gpu" would ask JAX for every vendor's."""
+    return "rocm" if any("rocm" in plugin.name for plugin in entry_points(group="jax_plugins")) else "cuda"
+
+
+def ensure_usable() -> None:
+    """Raises InputError where JAX cannot use the platform it was told to; after any joining of other processes."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where a vendor's plugin is not installed
+        platforms, why = jax.config.values["jax_platforms"], str(error) or "no plugin for it"
+        raise InputError(f"--platform: expected one that JAX can use here, got {platforms}: {why}") from None
+
+
 def describe() -> str:
     """The default device in words."""
     device = jax.devices()[0]
-    count = os.cpu_count() if device.platform == "cpu" else len(jax.devices())
-    return f"{device.device_kind} ({device.platform}, {count} {'threads' if device.platform == 'cpu' else 'devices'})"
+    if device.platform == "cpu":
+        return f"{device.device_kind} (cpu, {os.cpu_count()} threads)"
+    count = len(jax.devices())
+    return f"{device.device_kind} ({device.platform}, {count} device{'s' if count > 1 else ''})"
 
 
 def scored_together(most: int) -> int:

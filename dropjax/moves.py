@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dropjax import mesh
+from dropjax import fused, mesh
 from dropjax.device import CORE_ROWS, MEMORY, side_by_side, workers
 from dropjax.programs import program
 from dropjax.stack import ACTIVATIONS, Stack, Trajectory, adjoints, advance, product, read_out, residual, trajectory
@@ -157,6 +157,9 @@ def _score_part(
 
         def of_batch(batch: Int[Array, "C 3"]) -> Float[Array, " C"]:
             batch = mesh.spread(batch, mesh.ORDERS)
+            if together > 1 and fused.usable(stack):
+                arrangements = jax.vmap(moved, (None, 0))(arrangement, batch)
+                return fused.squared_errors(stack, arrangements, jnp.min(batch[:, 1:], axis=1), states, pred, weight)
             start = jnp.min(batch[:, 1:])
             run = lambda move: squared_error(stack, moved(arrangement, move), start, states[start], pred, weight)  # noqa: E731
             return jax.vmap(run)(batch)

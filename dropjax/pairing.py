@@ -18,7 +18,6 @@ import numpy as np
 import scipy
 from jax import lax
 from jaxtyping import Array, Float, Int
-from numpy.typing import ArrayLike
 
 from dropjax import mesh
 from dropjax.device import MEMORY
@@ -76,7 +75,7 @@ def traces_and_norms(
 
 
 def diagonal_dominance(
-    w_in: Float[ArrayLike, "L h d"], w_out: Float[ArrayLike, "L d h"], memory: int = MEMORY
+    w_in: Float[Array | np.ndarray, "L h d"], w_out: Float[Array | np.ndarray, "L d h"], memory: int = MEMORY
 ) -> tuple[Float[np.ndarray, "L L"], Float[np.ndarray, "L L"]]:
     """d(i, j) = |tr(M)| / ‖M‖_F with M = W_out^(j)·W_in^(i) (paper, Eq. 4), and the traces. 0/0 counts as 0."""
     trace, norm = map(np.asarray, traces_and_norms(*mesh.put((w_in, w_out)), memory))
@@ -95,7 +94,10 @@ def match(signal: str, score: Float[np.ndarray, "L L"]) -> Pairing:
 
 
 def pair(
-    w_in: Float[ArrayLike, "L h d"], w_out: Float[ArrayLike, "L d h"], memory: int = MEMORY, signal: str = "ddr"
+    w_in: Float[Array | np.ndarray, "L h d"],
+    w_out: Float[Array | np.ndarray, "L d h"],
+    memory: int = MEMORY,
+    signal: str = "ddr",
 ) -> Pairing:
     """Pair input halves with output halves; `partner[i]` of the result is the output half of input half i.
 

@@ -116,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("report: expected matplotlib to be installed (dropjax[report]), got none") from None
     files.ensure_writable(args.out, folder=True)
     device.configure(args.platform, cache=not args.no_cache)
+    device.ensure_usable()
     with steps(args.quiet) as step:
         puzzle = files.load(args.puzzle, None if args.roles is None else files.read_roles(args.roles))
         initial = None if args.initial_order is None else files.read_permutation(args.initial_order)

@@ -214,6 +214,7 @@ def join(p: console.Parser, args: argparse.Namespace) -> None:
             jax.distributed.initialize(*(cluster if args.coordinator != "auto" else ()))
     except (ValueError, RuntimeError) as error:
         p.error(f"--coordinator: {error}")
+    device.ensure_usable()
     try:
         devices = mesh.make(args.mesh)
     except ValueError as error:

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import builders
+import jax
 import numpy as np
 import pytest
 
-from dropjax import files
+from dropjax import device, files
 
 
 @pytest.fixture
@@ -206,3 +209,23 @@ def test_several_puzzles_are_a_line_each(solve, tmp_path):
     code, _, err = solve(*paths, "--json", tmp_path / "s.json")
     assert code == 2
     assert "--json goes with one PUZZLE, got 3" in err
+
+
+@pytest.mark.parametrize(("module", "more"), [("solve", []), ("report", ["x", "page"])])
+def test_a_platform_that_is_not_there_is_refused(module: str, more: list[str], tmp_path: Path):
+    command = [sys.executable, "-m", f"dropjax.{module}", *more, "--platform", "tpu"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("error: --platform: expected one that JAX can use here, got tpu: ")
+    assert run.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("plugins", "vendor"), [(["xla_cuda12"], "cuda"), (["xla_rocm7"], "rocm"), ([], "cuda")])
+def test_a_gpu_is_asked_for_by_its_vendor(plugins: list[str], vendor: str, monkeypatch: pytest.MonkeyPatch):
+    """JAX's "gpu" asks for every vendor's, and fails where one of them is not there."""
+    asked = []
+    monkeypatch.setattr(device, "entry_points", lambda group: [SimpleNamespace(name=name) for name in plugins])
+    monkeypatch.setattr(jax.config, "update", lambda *setting: asked.append(setting))
+    device.configure("gpu", cache=False)
+    assert asked == [("jax_platforms", vendor)]
