@@ -7,17 +7,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from importlib.metadata import version
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.monitoring
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dropjax import bradley_terry, mesh, seeding, verify
+from dropjax import bradley_terry, doubt, mesh, seeding, verify
 from dropjax.device import MEMORY, PRECISION, describe, scored_together, workers
 from dropjax.journal import Journal, Keep, keep_nothing
 from dropjax.ladder import Climbed, Ladder
@@ -28,7 +28,7 @@ from dropjax.puzzle import Puzzle
 from dropjax.repair import bubble_repair, guided_repair, guided_rounds, start_guided
 from dropjax.seeding import Start
 from dropjax.solution import Outcome, Pairing, Solution, Stage
-from dropjax.stack import Stack
+from dropjax.stack import ACTIVATIONS, Stack
 
 T = TypeVar("T")
 
@@ -83,6 +83,7 @@ class Options:
     initial_order: Sequence[int] | None = None
     """A permutation to start from, its pairing included."""
     activation: str = "relu"
+    """One of `stack.ACTIVATIONS`, or "auto": every one is tried, and the right one is the one that can reproduce pred."""
     search_rows: int = 2000
     """Rows that `paper`'s searches decide on: the table's first."""
     pred_decimals: int | None = None
@@ -168,9 +169,16 @@ class Run:
     interrupted: Callable[[], bool]
     journal: Journal | None
     started: float
+    label: str = ""
+    """Behind the names of its stages, where there are other runs."""
     stages: list[Stage] = field(default_factory=list)
     passes: dict[bytes, verify.Pass] = field(default_factory=dict)
     noises: dict[bytes, float] = field(default_factory=dict)
+
+    def with_activation(self, name: str) -> "Run":
+        """The same, and one list of stages with this one, for the stack with another activation."""
+        problem = self.problem._replace(stack=replace(self.problem.stack, activation=name))
+        return replace(self, problem=problem, label=f", {name}", passes={}, noises={})
 
     def stop(self) -> str | None:
         """Why the search has to stop now, if it has to."""
@@ -185,6 +193,7 @@ class Run:
     @contextmanager
     def stage(self, name: str) -> Iterator[dict]:
         """Times a stage; what it puts into the yielded record (mse, rows, evaluations, swaps) is kept."""
+        name += self.label
         self.progress.begins(name)
         start = time.perf_counter()
         record: dict = {}
@@ -194,7 +203,7 @@ class Run:
 
     def full_pass(self, arrangement: Int[np.ndarray, "L 2"]) -> verify.Pass:
         """The arrangement over all rows; asking again costs nothing."""
-        key = np.asarray(arrangement).tobytes()
+        key = np.asarray(arrangement, np.int32).tobytes()
         if key not in self.passes:
             stack, x, pred, _ = self.problem
             passed = verify.full_pass(stack, arrangement, x, pred, self.options.memory)
@@ -203,7 +212,7 @@ class Run:
 
     def float32_noise(self, arrangement: Int[np.ndarray, "L 2"]) -> float:
         """float32's noise in the arrangement's outputs; asking again costs nothing."""
-        key = np.asarray(arrangement).tobytes()
+        key = np.asarray(arrangement, np.int32).tobytes()
         if key not in self.noises:
             stack, _, _, table = self.problem
             outputs = mesh.fetch(self.full_pass(arrangement).outputs)
@@ -250,7 +259,8 @@ def solve(
     options = _changed(options, changes)
     started = time.perf_counter()
     with CompileClock() as clock, ThreadPoolExecutor(2) as pool:
-        problem = Problem.of(puzzle.stack(options.activation), puzzle.x, puzzle.pred)
+        names = list(ACTIVATIONS) if options.activation == "auto" else [options.activation]
+        problem = Problem.of(puzzle.stack(names[0]), puzzle.x, puzzle.pred)
         pred_noise = verify.noise_of_pred(puzzle.pred, options.pred_decimals, options.pred_noise)
         if not mesh.is_set():
             _prepare(problem, options, pool)
@@ -258,8 +268,9 @@ def solve(
         with run.stage("pairing"):
             pairing = pair(problem.stack.w_in, problem.stack.w_out, options.memory, options.pairing or "ddr")
         initial = None if options.initial_order is None else puzzle.arrangement(options.initial_order)
-        pairs = _pairs(pairing) if initial is None else initial[np.argsort(initial[:, 0])].astype(np.int32)
-        searched = {"auto": _auto, "paper": _paper}[options.method](run, pairing, pairs, initial)
+        begin = Begin(pairing, initial, cache(partial(_separating, run)))
+        strategy = {"auto": _auto, "paper": _paper}[options.method]
+        run, searched = _search([run] if len(names) == 1 else [run.with_activation(name) for name in names], strategy, begin)
         found = _finished(run, searched.arrangement)
         if journal is not None:
             journal.write()
@@ -271,7 +282,7 @@ def solve(
     compiling, verifying_compiling = (clock.seconds(after, ended) for after in (started, search_ended))
     return Solution(
         permutation=puzzle.permutation(verdict.arrangement),
-        stack=verify.arranged_on_host(problem.stack, verdict.arrangement),
+        stack=verify.arranged_on_host(run.problem.stack, verdict.arrangement),
         outcome=verdict.outcome,
         mse=verdict.passed.mse,
         max_abs_error=verdict.passed.max_abs_error,
@@ -291,10 +302,9 @@ def solve(
             "verify": ended - search_ended - verifying_compiling,
         },
         ties=verdict.ties,
-        doubtful=() if verdict.outcome.solved else _doubtful(puzzle, searched.pairing),
+        **({} if verdict.outcome.solved else _doubt(run, puzzle, searched)),
         input_sha256=puzzle.hashes,
         replay=verdict.replay,
-        reason=None if verdict.outcome.solved else searched.reason,
     )
 
 
@@ -370,32 +380,77 @@ class CompileClock:
         return total
 
 
-def _doubtful(puzzle: Puzzle, pairing: Pairing) -> list[int]:
-    """The input halves whose partner is not clear of chance, the most doubtful first."""
-    return [int(n) for n in puzzle.in_numbers[doubtful(pairing)]]
+def _doubt(run: Run, puzzle: Puzzle, searched: Searched) -> dict[str, Any]:
+    """Of a search that did not solve it, what its `Solution` says of that."""
+    arrangements = [np.frombuffer(key, np.int32).reshape(-1, 2) for key in run.passes]
+    mse = [passed.mse for passed in run.passes.values()]
+    return {
+        "doubtful": puzzle.in_numbers[doubtful(searched.pairing)].tolist(),
+        "unsettled": puzzle.in_numbers[doubt.unsettled(arrangements, mse)].tolist(),
+        "mse_of_variance": min(mse) / float(np.var(puzzle.pred, axis=0).mean()),
+        "reason": searched.reason,
+    }
 
 
 # Strategies
 
 
-def _paper(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
+class Begin(NamedTuple):
+    """What every search has to begin with."""
+
+    pairing: Pairing
+    initial: Int[np.ndarray, "L 2"] | None
+    """A given arrangement."""
+    separating: Callable[[], Pairing]
+    """The pairing that separates best."""
+
+    @property
+    def pairs(self) -> Int[np.ndarray, "L 2"]:
+        """The pairs in the input halves' own order."""
+        return (
+            _pairs(self.pairing) if self.initial is None else self.initial[np.argsort(self.initial[:, 0])].astype(np.int32)
+        )
+
+
+Strategy = Callable[[Run, Begin], Iterator[Searched]]
+
+
+def _search(runs: Sequence[Run], strategy: Strategy, begin: Begin) -> tuple[Run, Searched]:
+    """The best that the runs find, a search of each in turn, until one is solved."""
+    found: list[tuple[Run, Searched]] = []
+    ways = deque((run, strategy(run, begin)) for run in runs)
+    while ways:
+        run, way = ways.popleft()
+        searched = next(way, None)
+        if searched is None:
+            continue
+        found.append((run, searched._replace(stop_reason=run.stop() or searched.stop_reason)))
+        if run.stop() or run.solved(searched.arrangement):
+            break
+        ways.append((run, way))
+    run, best = min(found, key=lambda of: of[0].full_pass(of[1].arrangement).mse)
+    _, last = found[-1]
+    return run, best._replace(stop_reason=last.stop_reason, reason=last.reason)
+
+
+def _paper(run: Run, begin: Begin) -> Iterator[Searched]:
     """The paper's pipeline: a seed order, Bradley–Terry over all swaps, bubble repair."""
     options = run.options
     few = run.problem.first(options.search_rows)
     with run.stage("seed order") as record:
-        if initial is not None:
-            name, arrangement = "given", initial
+        if begin.initial is not None:
+            name, arrangement = "given", begin.initial
         else:
             name = options.seed_order or "delta_norm"
             arrangement = seeding.seed_order(
-                name, options.direction or "ascending", few.stack, pairs, few.x, options.random_seed
+                name, options.direction or "ascending", few.stack, begin.pairs, few.x, options.random_seed
             )
         record |= run.on_all_rows(arrangement)
     if options.rank == "bradley_terry" and not run.stop():
         arrangement = _rank(run, few, arrangement)
     if not run.stop():
         arrangement = _bubble(run, few, arrangement)
-    return Searched(arrangement, name, run.stop() or STALLED, pairing)
+    yield Searched(arrangement, name, STALLED, begin.pairing)
 
 
 def _rank(run: Run, few: Problem, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
@@ -445,7 +500,7 @@ def swap_gaps(
     return gaps - gaps.T
 
 
-def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> Searched:
+def _auto(run: Run, begin: Begin) -> Iterator[Searched]:
     """Guided repair from the best seed orders; where the pairing is in doubt, the same for the one that separates best; then
     the ladder; then the paper's exact route."""
     options, (stack, _, _, table) = run.options, run.problem
@@ -463,32 +518,29 @@ def _auto(run: Run, pairing: Pairing, pairs: Int[np.ndarray, "L 2"], initial: In
         for start in promising if len(doubtful(pairing)) == 0 else promising[:1]:
             yield Searched(_guided(run, start.arrangement), start.name, STALLED, pairing)
 
-    def searches(pairing: Pairing, pairs: Int[np.ndarray, "L 2"]) -> Iterator[Searched]:
-        starts = _starts(run, pairs, initial)
-        yield from guided(pairing, starts)
-        if options.pairing is None and initial is None and len(doubtful(pairing)) > 0:
-            with run.stage("pairing"):
-                pairing = pair(stack.w_in, stack.w_out, options.memory, "auto")
-            if (pairing.partner != pairs[:, 1]).any():
-                starts = _starts(run, _pairs(pairing), None)
-                yield from guided(pairing, starts)
-        for attempt in range(ATTEMPTS):
-            climbed = _climb(run, pairing, starts, attempt)
-            yield climbed
-            if climbed.reason is not None:
-                return
-        if deep:
+    pairing, pairs, initial = begin.pairing, begin.pairs, begin.initial
+    starts = _starts(run, pairs, initial)
+    yield from guided(pairing, starts)
+    if options.pairing is None and initial is None and len(doubtful(pairing)) > 0:
+        pairing = begin.separating()
+        if (pairing.partner != pairs[:, 1]).any():
+            starts = _starts(run, _pairs(pairing), None)
+            yield from guided(pairing, starts)
+    for attempt in range(ATTEMPTS):
+        climbed = _climb(run, pairing, starts, attempt)
+        yield climbed
+        if climbed.reason is not None:
             return
-        for start in _repairable(starts):
-            yield Searched(exactly(start.arrangement), start.name, STALLED, pairing)
+    if deep:
+        return
+    for start in _repairable(starts):
+        yield Searched(exactly(start.arrangement), start.name, STALLED, pairing)
 
-    found: list[Searched] = []
-    for searched in searches(pairing, pairs):
-        found.append(searched._replace(stop_reason=run.stop() or searched.stop_reason))
-        if run.stop() or run.solved(searched.arrangement):
-            break
-    best = min(found, key=lambda searched: run.full_pass(searched.arrangement).mse)
-    return best._replace(stop_reason=found[-1].stop_reason, reason=found[-1].reason)
+
+def _separating(run: Run) -> Pairing:
+    """The pairing that separates best."""
+    with run.stage("pairing"):
+        return pair(run.problem.stack.w_in, run.problem.stack.w_out, run.options.memory, "auto")
 
 
 def _pairs(pairing: Pairing) -> Int[np.ndarray, "L 2"]:

@@ -97,7 +97,7 @@ def parser() -> console.Parser:
         default="quick",
         help="the freshly trained stack: Adam 1e-3 for 20 epochs, the paper's Appendix A (minutes), or none (%(default)s)",
     )
-    p.add_argument("--activation", choices=tuple(ACTIVATIONS), default="relu")
+    p.add_argument("--activation", choices=(*ACTIVATIONS, "auto"), default="relu", help="auto tries every one (%(default)s)")
     p.add_argument("--roles", type=Path, metavar="FILE", help="JSON: piece number → in, out or last, where h = d")
     p.add_argument("--initial-order", type=Path, metavar="FILE", help="a permutation to start from, such as a known answer")
     p.add_argument("--time-limit", type=float, metavar="SECONDS", help="of the search for the order")

@@ -107,6 +107,10 @@ class Solution:
     """Groups of piece numbers that can be exchanged without any table noticing."""
     doubtful: Sequence[int] = ()
     """Where it is not solved: input halves whose partner the pairing's margins leave in doubt."""
+    unsettled: Sequence[int] = ()
+    """Where it is not solved: input halves whose block the best orders found do not agree on."""
+    mse_of_variance: float | None = None
+    """Where it is not solved: `mse` as a fraction of pred's variance."""
     input_sha256: Mapping[str, str] = field(default_factory=dict)
     replay: Mapping[str, float] | None = None
     """`mse` and `max_abs_error` of the float64 replay, where it was asked for."""
@@ -167,7 +171,8 @@ class Solution:
             "input_sha256": self.input_sha256,
             "versions": _versions(),
         }
-        extra = {"replay": self.replay, "reason": self.reason}
+        extra = {"replay": self.replay, "reason": self.reason, "mse_of_variance": self.mse_of_variance}
+        extra["unsettled"] = self.unsettled or None
         return plain(record | {name: value for name, value in extra.items() if value is not None})
 
 

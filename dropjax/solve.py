@@ -89,7 +89,12 @@ def parser() -> console.Parser:
     search.add_argument("--bt-solver", choices=tuple(bradley_terry.LIMITS), default=defaults.bt_solver)
     search.add_argument("--temperature", type=positive(float), default=defaults.temperature, help="T of the paper's Eq. 8")
     search.add_argument("--initial-order", type=Path, metavar="FILE", help="a permutation to start from, or to check")
-    search.add_argument("--activation", choices=tuple(ACTIVATIONS), default=defaults.activation)
+    search.add_argument(
+        "--activation",
+        choices=(*ACTIVATIONS, "auto"),
+        default=defaults.activation,
+        help="auto tries every one (%(default)s)",
+    )
     search.add_argument("--search-rows", type=positive(int), default=defaults.search_rows, help="of --method paper")
     search.add_argument("--pred-decimals", type=int, choices=range(8), help="decimals that pred is rounded to")
     search.add_argument("--pred-noise", type=positive(float), metavar="SIGMA", help="standard deviation of noise in pred")
@@ -145,11 +150,15 @@ def verdict(solution: Solution, expected_sha256: str | None) -> list[str]:
     if solution.solved:
         lines = [f"solved, {solution.outcome.value.replace('_', ' ')}: {error}"]
     else:
-        lines = [f"NOT SOLVED ({solution.stop_reason}); the best so far: {error}"]
+        of_variance = f", {solution.mse_of_variance:.2g} of pred's variance"
+        lines = [f"NOT SOLVED ({solution.stop_reason}); the best so far: {error}{of_variance}"]
         lines += [] if solution.reason is None else [solution.reason]
     lines += [f"interchangeable pieces: {', '.join(map(str, group))}" for group in solution.ties]
     if solution.doubtful:
         lines.append(f"input halves with a doubtful partner: {', '.join(map(str, solution.doubtful))}")
+    if solution.unsettled:
+        halves = ", ".join(map(str, solution.unsettled))
+        lines.append(f"input halves of the blocks whose place is in doubt, the best orders not agreeing: {halves}")
     if solution.replay is not None:
         lines.append(f"float64 replay: MSE {solution.replay['mse']:.3g}, largest {solution.replay['max_abs_error']:.2g}")
     times = "  ".join(f"{name} {seconds:.2f} s" for name, seconds in solution.seconds.items())

@@ -48,6 +48,47 @@ def test_a_planted_stack_comes_back(method, outputs):
     np.testing.assert_allclose(forward(solution.stack, puzzle.x), puzzle.pred, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("method", "activation"), [("auto", "relu"), ("auto", "gelu"), ("auto", "silu"), ("auto", "tanh"), ("paper", "silu")]
+)
+def test_the_activation_is_found_by_trying_each(method, activation):
+    puzzle, permutation = planted(4, L=6, activation=activation)
+    diary = Diary()
+    solution = dropjax.solve(puzzle, method=method, activation="auto", progress=diary)
+    assert solution.stack.activation == activation
+    assert solution.permutation == permutation
+    assert solution.outcome is Outcome.EXACT
+    tried = [stage.split(", ")[1] for stage in diary.begun if "," in stage]
+    assert tried[0] == "relu"
+    assert tried[-1] == activation
+    assert diary.begun[0] == "pairing"
+
+
+def test_what_no_activation_reproduces_is_the_best_of_all():
+    puzzle, _ = planted(5, L=3)
+    puzzle = dataclasses.replace(puzzle, pred=np.random.default_rng(0).normal(size=puzzle.pred.shape).astype(np.float32))
+    alone = [
+        dropjax.solve(puzzle, method="paper", activation=name).mse for name in ("relu", "gelu", "gelu_tanh", "silu", "tanh")
+    ]
+    solution = dropjax.solve(puzzle, method="paper", activation="auto")
+    assert not solution.solved
+    assert solution.mse == pytest.approx(min(alone))
+
+
+def test_a_search_that_stalls_names_the_blocks_that_its_best_orders_do_not_agree_on():
+    puzzle, permutation = planted(6)
+    noise = 0.3 * puzzle.pred.std() * np.random.default_rng(1).normal(size=puzzle.pred.shape)
+    noisy = dataclasses.replace(puzzle, pred=(puzzle.pred + noise).astype(np.float32))
+    solution = dropjax.solve(noisy)
+    assert not solution.solved
+    assert solution.mse_of_variance == pytest.approx(solution.mse / noisy.pred.var(), rel=1e-4)
+    assert 0 < len(solution.unsettled) < 8
+    assert set(solution.unsettled) <= set(permutation[:-1:2])
+    settled = [n for n in solution.permutation[:-1:2] if n not in solution.unsettled]
+    assert settled == [n for n in permutation[:-1:2] if n in settled]
+    assert dropjax.solve(puzzle).unsettled == ()
+
+
 @pytest.mark.parametrize("rank", ["bradley_terry", "none"])
 @pytest.mark.parametrize("seed_order", ["delta_norm", "w_out_norm", "random"])
 def test_every_route_of_the_paper_ends_at_the_answer(rank, seed_order):

@@ -1,0 +1,45 @@
+"""Which blocks' places an unfinished search has not settled: those on which its best orders do not agree."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+BEST = 5
+"""Orders that are asked, at most."""
+NEARLY = 3
+"""Times the lowest MSE up to which another order's is one of the best."""
+
+
+def unsettled(arrangements: Sequence[Int[np.ndarray, "L 2"]], mse: Sequence[float]) -> Int[np.ndarray, " K"]:
+    """Input halves of the best arrangement whose block has another partner or place in some other of the best.
+
+    A block has kept its place where it belongs to the longest run of blocks that stand in the same sequence in both: one
+    that was moved far does not put those in doubt that it passed. Empty where there is no second one, or it is far worse.
+    """
+    ranked = [k for k in np.argsort(mse, kind="stable") if mse[k] <= NEARLY * min(mse)][:BEST]
+    best, *others = (arrangements[k] for k in ranked)
+    kept = np.ones(len(best), bool)
+    for other in others:
+        kept &= agreeing(best, other)
+    return np.sort(best[~kept, 0])
+
+
+def agreeing(one: Int[np.ndarray, "L 2"], other: Int[np.ndarray, "L 2"]) -> np.ndarray:
+    """For each position of `one`, whether its block is in the longest common subsequence of the two; [L] bool."""
+    position = {tuple(block): k for k, block in enumerate(other.tolist())}
+    ends: list[int] = []  # smallest last position in `other` of a common subsequence, by its length
+    last_of: list[int] = []  # and which of `one`'s blocks that is
+    before = np.full(len(one), -1)
+    for k, block in enumerate(one.tolist()):
+        at = position.get(tuple(block))
+        if at is None:
+            continue
+        length = bisect_left(ends, at)
+        before[k] = last_of[length - 1] if length else -1
+        ends[length : length + 1], last_of[length : length + 1] = [at], [k]
+    kept, k = np.zeros(len(one), bool), last_of[-1] if last_of else -1
+    while k >= 0:
+        kept[k], k = True, before[k]
+    return kept
