@@ -7,6 +7,7 @@ FOLDER, each under its own name, so that an interrupted run goes on where it sto
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,10 @@ class Entry(NamedTuple):
     width: int | None = None
     """Features of a generated table; None: the given table."""
     outputs: int = 1
+    rows: int | None = None
+    """Rows that are handed out with the pieces; None: all that it was trained on."""
+    decimals: int | None = None
+    """That pred is rounded to before it is handed out."""
 
 
 SUITE = (
@@ -41,12 +46,18 @@ SUITE = (
     Entry("sgd", Recipe(optimizer="sgd", rate=1e-3, epochs=60)),
     Entry("gelu", Recipe(activation="gelu", rate=1e-3, epochs=60)),
     Entry("silu", Recipe(activation="silu", rate=1e-3, epochs=60)),
+    Entry("tanh", Recipe(activation="tanh", rate=1e-3, epochs=60)),
     Entry("three outputs", Recipe(rate=1e-3, epochs=60), width=48, outputs=3),
+    Entry("2,000 rows", Recipe(rate=1e-3, epochs=60), rows=2000),
+    Entry("4 decimals", Recipe(rate=1e-3, epochs=60), decimals=4),
+    Entry("L = 6", Recipe(depth=6, rate=1e-3, epochs=60)),
     Entry("L = 12", Recipe(depth=12, rate=1e-3, epochs=60)),
     Entry("L = 24", Recipe(depth=24, rate=1e-3, epochs=60)),
+    Entry("L = 64", Recipe(depth=64, optimizer="adamw", rate=1e-3, decay=0.1, epochs=60)),
     Entry("L = 96", Recipe(depth=96, optimizer="adamw", rate=1e-3, decay=0.1, epochs=60)),
     Entry("d = 32", Recipe(hidden=64, rate=1e-3, epochs=60), width=32),
     Entry("d = 64", Recipe(hidden=128, rate=1e-3, epochs=60), width=64),
+    Entry("h = 192", Recipe(hidden=192, rate=1e-3, epochs=60)),
 )
 SHORT = ("adam 1e-3", "adamw 0.1", "adamw 0.3", "adamw 3", "sgd", "gelu", "silu", "three outputs", "L = 12", "L = 24")
 
@@ -62,9 +73,18 @@ def trained(entry: Entry, seed: int, table: Puzzle | None, folder: Path) -> tupl
             x, true = table.x, table.pred
         (stack,) = training.train(entry.recipe, x, true, [seed])
         puzzle, permutation = training.drop(stack, x, true, seed)
+        puzzle = handed_out(puzzle, entry)
         files.write_converted(puzzle, path)
         files.atomic_write(answer, lambda path: path.write_text(",".join(map(str, permutation))))
     return files.load(path), files.read_permutation(answer)
+
+
+def handed_out(puzzle: Puzzle, entry: Entry) -> Puzzle:
+    """The puzzle with as much of its table as the entry says."""
+    x, pred, true = (None if a is None else a[: entry.rows] for a in (puzzle.x, puzzle.pred, puzzle.true))
+    if entry.decimals is not None:
+        pred = np.round(np.asarray(pred, np.float64), entry.decimals).astype(np.float32)
+    return replace(puzzle, x=x, pred=pred, true=true)
 
 
 def right(found: Int[np.ndarray, "L 2"], truth: Int[np.ndarray, "L 2"]) -> tuple[int, int]:

@@ -35,7 +35,7 @@ from dropjax.regression import orders, proposals
 from dropjax.repair import guided_rounds, start_guided
 from dropjax.solution import Pairing
 from dropjax.stack import Stack, forward
-from dropjax.verify import exact_mse
+from dropjax.verify import attainable_mse
 
 FEW_ROWS, ROWS = 256, 512
 """Rows on which an order forms, and on which it is finished: one that fits the fewer need not fit the table."""
@@ -101,6 +101,7 @@ class Ladder:
         seed: int,
         memory: int = MEMORY,
         keep: Keep = keep_nothing,
+        pred_noise: float | None = None,
     ) -> None:
         self.stack, self.stop, self.seed, self.memory, self.keep = stack, stop, seed, memory, keep
         depth, outputs = stack.depth, stack.w_last.shape[0]
@@ -114,7 +115,7 @@ class Ladder:
         self.score = pairing.score
         self.doubtful = np.argsort(regrets(pairing.score, pairing.partner), kind="stable")
         """Input halves, the most doubtful first."""
-        self.exact = exact_mse(pred)
+        self.exact = attainable_mse(pred, pred_noise)
         """MSE from which nothing is left to find."""
         self.variance = float(np.var(pred, axis=0).mean())
 

@@ -558,7 +558,7 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) ->
     """One attempt of the ladder."""
     stack, table = run.problem.stack, run.problem.table
     seed = run.options.random_seed + 1000 * attempt
-    ladder = Ladder(stack, *table, pairing, run.stop, seed, run.options.memory, run.keep)
+    ladder = Ladder(stack, *table, pairing, run.stop, seed, run.options.memory, run.keep, run.pred_noise)
     rng = np.random.default_rng(seed)
     seeds = [start.arrangement for start in starts[:FALLBACK_SEEDS]] if attempt == 0 else []
     begun = [*seeds, *(starts[0].arrangement[rng.permutation(stack.depth)] for _ in range(RANDOM_STARTS))]
@@ -592,7 +592,8 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) ->
         if run.stop() or run.solved(climbed.arrangement):
             break
         climbed = rung(name, partial(run.keep, partial(climbing, climbed), climbed))
-    ended = run.stop() or run.solved(climbed.arrangement)
+    # Where pred is noisy, a solved order's neighbours are so too: the best of them is still to be found.
+    ended = run.stop() or (run.solved(climbed.arrangement) and run.pred_noise is None)
     return Searched(climbed.arrangement if ended else _guided(run, climbed.arrangement), "ladder", STALLED, pairing)
 
 

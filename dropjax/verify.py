@@ -31,6 +31,9 @@ from dropjax.stack import Stack, advance, read_out, replay
 EXACT = 1e-5
 """An exact answer's RMS error, as a fraction of RMS(pred)."""
 
+ATTAINED = 1.1
+"""Times the noise in pred: what the answer's own RMS error is under, and hardly any other order's."""
+
 PASS_ROWS = 1 << 14
 """Rows that go through the stack together: enough for every core, few enough to stay in the cache from block to block."""
 
@@ -61,6 +64,11 @@ def outputs_and_errors(
 def exact_mse(pred: Float[np.ndarray, "N o"]) -> float:
     """The MSE up to which an answer is exact."""
     return EXACT**2 * float(np.mean(np.square(pred, dtype=np.float64)))
+
+
+def attainable_mse(pred: Float[np.ndarray, "N o"], noise: float | None) -> float:
+    """The MSE up to which a search has nothing left to find: an exact answer's, or what the noise in pred leaves to any."""
+    return max(exact_mse(pred), (ATTAINED * (noise or 0)) ** 2)
 
 
 class Pass(NamedTuple):

@@ -15,7 +15,7 @@ def short(monkeypatch):
     monkeypatch.setattr(ladder, "ROUNDS", (300, 100))
 
 
-def dropped(seed, wrong=0, rows=1200, shuffled=False):
+def dropped(seed, wrong=0, rows=1200, shuffled=False, decimals=None):
     """A ladder for a small stack, its truth, and a start in random order with some pairs wrong."""
     rng = np.random.default_rng(seed)
     stack = reference.random_stack(rng, L, D, H, 1, size=0.2)
@@ -24,13 +24,16 @@ def dropped(seed, wrong=0, rows=1200, shuffled=False):
     pred = reference.outputs(stack, truth, x).astype(np.float32)
     if shuffled:
         pred = rng.permutation(pred)
+    if decimals is not None:
+        pred = np.round(pred.astype(np.float64), decimals).astype(np.float32)
     pairs = truth[np.argsort(truth[:, 0])]
     pairs[:wrong, 1] = np.roll(pairs[:wrong, 1], 1)
     score = rng.normal(size=(L, L)) / 10
     score[np.arange(L), pairs[:, 1]] += 1
     pairing = Pairing("drawn", score, pairs[:, 1], True)
     calls = []
-    climb = Ladder(stack, x, pred, pairing, lambda: calls.append(1), seed)
+    noise = None if decimals is None else 10.0**-decimals / 12**0.5
+    climb = Ladder(stack, x, pred, pairing, lambda: calls.append(1), seed, pred_noise=noise)
     return climb, truth, pairs[rng.permutation(L)], calls
 
 
@@ -42,6 +45,17 @@ def test_a_random_order_with_wrong_pairs_is_recovered(seed):
     np.testing.assert_array_equal(found.arrangement, truth)
     assert found.mse < 1e-9
     assert calls, "the clock is looked at"
+
+
+def test_a_rounded_pred_is_reached_as_far_as_it_can_be():
+    climb, truth, start, calls = dropped(1, decimals=3)
+    found = climb.best_of([start, start[::-1].copy()])
+    np.testing.assert_array_equal(found.arrangement, truth)
+    assert not climb.unfinished(found)
+    asked = len(calls)
+    for rung in (climb.ordered, climb.paired, climb.warmed, climb.scanned):
+        assert rung(found).rounds == 0
+    assert len(calls) == asked
 
 
 def test_the_scan_alone_mends_one_move_of_each_kind():

@@ -6,7 +6,9 @@ import sys
 import numpy as np
 import pytest
 import recovery
+from builders import random_puzzle
 
+from dropjax import verify
 from dropjax.training import Recipe
 
 
@@ -37,3 +39,15 @@ def test_pairs_and_places_are_counted_apart():
     assert recovery.right(truth, truth) == (3, 3)
     assert recovery.right(truth[[1, 0, 2]], truth) == (3, 1)
     assert recovery.right(np.array([[0, 0], [1, 2], [2, 1]]), truth) == (1, 1)
+
+
+def test_a_table_is_handed_out_as_the_entry_says():
+    puzzle, _ = random_puzzle(np.random.default_rng(0))
+    few = recovery.handed_out(puzzle, recovery.Entry("few", Recipe(), rows=7, decimals=2))
+    np.testing.assert_array_equal(few.x, puzzle.x[:7])
+    np.testing.assert_allclose(few.pred, puzzle.pred[:7], atol=0.005)
+    assert puzzle.true is not None and few.true is not None
+    np.testing.assert_array_equal(few.true, puzzle.true[:7])
+    assert verify.rounded_to(few.pred) == 2
+    whole = recovery.handed_out(puzzle, recovery.Entry("whole", Recipe()))
+    np.testing.assert_array_equal(whole.pred, puzzle.pred)
