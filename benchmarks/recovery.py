@@ -137,7 +137,7 @@ def main() -> int:
     )
     parser.add_argument("--only", metavar="RECIPE", choices=[entry.name for entry in SUITE])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--time-limit", type=float, default=900, metavar="SECONDS", help="of each solve (%(default)s)")
+    parser.add_argument("--time-limit", type=float, default=870, metavar="SECONDS", help="of each solve (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     files.ensure_writable(args.folder, folder=True)

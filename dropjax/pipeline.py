@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import version
+from itertools import count
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
@@ -61,7 +62,7 @@ RANDOM_STARTS = 6
 """Random orders from which least squares are tried in each attempt."""
 
 ATTEMPTS = 3
-"""Attempts of the ladder before `auto` turns to the paper's exact route."""
+"""Attempts of the ladder before `auto` turns to the paper's exact route. It ends there, or goes on until its time is up."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Options:
     pred_noise: float | None = None
     """Standard deviation of the noise in pred, where it has any."""
     time_limit: float | None = None
-    """Seconds after which the search stops; what it has by then is verified all the same."""
+    """Seconds after which the search stops, and until which `auto` starts again; what it has by then is verified."""
     random_seed: int = 0
     screen_precision: Literal["highest", "high", "default"] = "highest"
     """Of the products behind the scores that guided repair takes its proposals from, as `jax.lax.Precision` names it; what
@@ -502,7 +503,7 @@ def swap_gaps(
 
 def _auto(run: Run, begin: Begin) -> Iterator[Searched]:
     """Guided repair from the best seed orders; where the pairing is in doubt, the same for the one that separates best; then
-    the ladder; then the paper's exact route."""
+    the ladder; then the paper's exact route, and where there is a time limit the ladder until its end."""
     options, (stack, _, _, table) = run.options, run.problem
     deep = is_deep(stack.depth)  # single moves go astray, and scoring all of them exactly would never end
 
@@ -526,15 +527,16 @@ def _auto(run: Run, begin: Begin) -> Iterator[Searched]:
         if (pairing.partner != pairs[:, 1]).any():
             starts = _starts(run, _pairs(pairing), None)
             yield from guided(pairing, starts)
-    for attempt in range(ATTEMPTS):
+    for attempt in count():
+        if attempt == ATTEMPTS and not deep:
+            for start in _repairable(starts):
+                yield Searched(exactly(start.arrangement), start.name, STALLED, pairing)
+        if attempt >= ATTEMPTS and options.time_limit is None:
+            return
         climbed = _climb(run, pairing, starts, attempt)
         yield climbed
         if climbed.reason is not None:
             return
-    if deep:
-        return
-    for start in _repairable(starts):
-        yield Searched(exactly(start.arrangement), start.name, STALLED, pairing)
 
 
 def _separating(run: Run) -> Pairing:

@@ -75,6 +75,22 @@ def test_what_no_activation_reproduces_is_the_best_of_all():
     assert solution.mse == pytest.approx(min(alone))
 
 
+def test_with_a_time_limit_it_starts_again_until_the_time_is_up(monkeypatch):
+    monkeypatch.setattr(pipeline, "ATTEMPTS", 1)
+    puzzle, _ = planted(6)
+    noise = 0.3 * puzzle.pred.std() * np.random.default_rng(1).normal(size=puzzle.pred.shape)
+    noisy = dataclasses.replace(puzzle, pred=(puzzle.pred + noise).astype(np.float32))
+
+    def scans(**options):
+        diary = Diary()
+        enough = lambda: sum(stage.name == "exact scan" for stage in diary.ended) >= 3  # noqa: E731
+        solution = dropjax.solve(noisy, progress=diary, interrupted=enough, **options)
+        return solution.stop_reason, [stage.name for stage in diary.ended].count("exact scan")
+
+    assert scans() == ("no move lowers the MSE", 1)
+    assert scans(time_limit=1e6) == ("interrupted", 3)
+
+
 def test_a_search_that_stalls_names_the_blocks_that_its_best_orders_do_not_agree_on():
     puzzle, permutation = planted(6)
     noise = 0.3 * puzzle.pred.std() * np.random.default_rng(1).normal(size=puzzle.pred.shape)
