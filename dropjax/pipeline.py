@@ -600,19 +600,24 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) ->
 
 
 def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> list[Start]:
-    """The given start, or all seed orders of the portfolio, the best first."""
+    """The given start or named seed order, and the same from behind; or all of the portfolio, the best first."""
     options, few = run.options, run.problem.first(SEED_ROWS)
     if initial is not None:
-        return [Start("given", initial)]
+        return _both_ways(Start("given", initial))
     with run.stage("seed order") as record:
         if options.seed_order is not None:
             direction = options.direction or "ascending"
             arrangement = seeding.seed_order(options.seed_order, direction, few.stack, pairs, few.x, options.random_seed)
-            return [Start(f"{options.seed_order} {direction}", arrangement)]
+            return _both_ways(Start(f"{options.seed_order} {direction}", arrangement))
         seeds = seeding.portfolio(few.stack, pairs, few.x, few.pred)
         starts = [seeds[k] for k in np.argsort([seed.mse for seed in seeds])]  # one that overflowed, NaN, comes last
         record |= {"mse": starts[0].mse, "rows": len(few.x), "evaluations": len(starts)}
     return starts
+
+
+def _both_ways(start: Start) -> list[Start]:
+    """The start, and its reverse: a proxy for depth may as well fall with it."""
+    return [start, Start(f"{start.name}, reversed", start.arrangement[::-1].copy())]
 
 
 def _guided(

@@ -75,6 +75,19 @@ def test_what_no_activation_reproduces_is_the_best_of_all():
     assert solution.mse == pytest.approx(min(alone))
 
 
+def test_a_start_that_stands_the_wrong_way_round_is_turned(monkeypatch):
+    monkeypatch.setattr(pipeline, "_climb", lambda *_: pytest.fail("guided repair is enough"))
+    puzzle, permutation = planted(1, L=16)
+    backwards = [*np.reshape(permutation[:-1], (-1, 2))[::-1].reshape(-1).tolist(), permutation[-1]]
+    solution = dropjax.solve(puzzle, initial_order=backwards)
+    assert solution.permutation == permutation
+    assert solution.seed_order == "given, reversed"
+    for direction in ("ascending", "descending"):
+        solution = dropjax.solve(puzzle, seed_order="delta_norm", direction=direction)
+        assert solution.permutation == permutation
+        assert solution.seed_order.startswith(f"delta_norm {direction}")
+
+
 def test_with_a_time_limit_it_starts_again_until_the_time_is_up(monkeypatch):
     monkeypatch.setattr(pipeline, "ATTEMPTS", 1)
     puzzle, _ = planted(6)
