@@ -90,7 +90,9 @@ def test_a_start_that_stands_the_wrong_way_round_is_turned(monkeypatch):
 
 def test_with_a_time_limit_it_starts_again_until_the_time_is_up(monkeypatch):
     monkeypatch.setattr(pipeline, "ATTEMPTS", 1)
-    puzzle, _ = planted(6)
+    monkeypatch.setattr(pipeline, "RANDOM_STARTS", 1)
+    monkeypatch.setattr(ladder, "ROUNDS", (40, 20))
+    puzzle, _ = planted(6, L=5)
     noise = 0.3 * puzzle.pred.std() * np.random.default_rng(1).normal(size=puzzle.pred.shape)
     noisy = dataclasses.replace(puzzle, pred=(puzzle.pred + noise).astype(np.float32))
 
@@ -104,7 +106,10 @@ def test_with_a_time_limit_it_starts_again_until_the_time_is_up(monkeypatch):
     assert scans(time_limit=1e6) == ("interrupted", 3)
 
 
-def test_a_search_that_stalls_names_the_blocks_that_its_best_orders_do_not_agree_on():
+def test_a_search_that_stalls_names_the_blocks_that_its_best_orders_do_not_agree_on(monkeypatch):
+    monkeypatch.setattr(ladder, "ROUNDS", (40, 20))
+    monkeypatch.setattr(pipeline, "RANDOM_STARTS", 2)
+    monkeypatch.setattr(pipeline, "ATTEMPTS", 1)
     puzzle, permutation = planted(6)
     noise = 0.3 * puzzle.pred.std() * np.random.default_rng(1).normal(size=puzzle.pred.shape)
     noisy = dataclasses.replace(puzzle, pred=(puzzle.pred + noise).astype(np.float32))
