@@ -79,11 +79,9 @@ def mean_over_rows(
 
 def sum_over_rows(of_chunk: Callable[..., T], parts: Sequence[Float[Array, "N ..."]], bytes_per_row: int, memory: int) -> T:
     """Sum of what `of_chunk(*parts)` gives for chunks of rows in `memory`; rows of zeros fill the last one."""
-    rows = len(parts[0])
-    size = chunk_size(rows, bytes_per_row, memory)
-    chunks = tuple(in_chunks(part, size) for part in parts)
+    chunks = row_chunks(parts, bytes_per_row, memory)
     sums = of_chunk(*(chunk[0] for chunk in chunks))
-    if size < rows:
+    if len(chunks[0]) > 1:
         rest = tuple(chunk[1:] for chunk in chunks)
         sums, _ = lax.scan(lambda sums, chunk: (jax.tree.map(jnp.add, sums, of_chunk(*chunk)), None), sums, rest)
     return sums
@@ -91,11 +89,17 @@ def sum_over_rows(of_chunk: Callable[..., T], parts: Sequence[Float[Array, "N ..
 
 def map_over_rows(of_chunk: Callable[..., T], parts: Sequence[Float[Array, "N ..."]], bytes_per_row: int, memory: int) -> T:
     """What `of_chunk(*parts)` gives for every row, rows first, from chunks of rows in `memory`."""
-    rows = len(parts[0])
-    size = chunk_size(rows, bytes_per_row, memory)
-    chunks = tuple(in_chunks(part, size) for part in parts)
+    chunks = row_chunks(parts, bytes_per_row, memory)
     by_chunk = lax.map(lambda chunk: of_chunk(*chunk), chunks)
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:rows], by_chunk)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[: len(parts[0])], by_chunk)
+
+
+def row_chunks(
+    parts: Sequence[Float[Array, "N ..."]], bytes_per_row: int, memory: int
+) -> tuple[Float[Array, "chunks size ..."], ...]:
+    """Each part in the chunks of rows that `memory` holds."""
+    size = chunk_size(len(parts[0]), bytes_per_row, memory)
+    return tuple(in_chunks(part, size) for part in parts)
 
 
 def chunk_size(rows: int, bytes_per_row: int, memory: int) -> int:
