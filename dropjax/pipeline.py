@@ -26,7 +26,8 @@ from dropjax.moves import SWAP, nothing, pairs_of_positions, score_moves
 from dropjax.pairing import doubtful, pair
 from dropjax.places import is_deep
 from dropjax.puzzle import Puzzle
-from dropjax.repair import bubble_repair, guided_repair, guided_rounds, start_guided
+from dropjax.regression import rows_to_straighten, start_straightening, straighten, straightening
+from dropjax.repair import bubble_repair, guided_repair
 from dropjax.seeding import Start
 from dropjax.solution import Outcome, Pairing, Solution, Stage
 from dropjax.stack import ACTIVATIONS, Stack
@@ -153,8 +154,8 @@ def _prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> No
 
     if options.method == "auto":
         pool.submit(seeding.one_way.prepare, stack, nowhere, *shapes(SEED_ROWS), np.bool_(False))
-        start = start_guided(nowhere), x, pred, np.float32(0), np.int32(0)
-        pool.submit(guided_rounds.prepare, stack, *start, screen=options.screen_precision, memory=options.memory)
+        start = start_straightening(nowhere), *shapes(rows_to_straighten(stack.depth)), np.float32(0), np.int32(0)
+        pool.submit(straightening.prepare, stack, *start, memory=options.memory)
     pool.submit(verify.outputs_and_errors.prepare, stack, nowhere, x, pred, options.memory)
     pool.submit(verify.first_order_changes.prepare, stack, nowhere, next(shapes(verify.SCREENED_ROWS)), options.memory)
 
@@ -517,7 +518,8 @@ def _auto(run: Run, begin: Begin) -> Iterator[Searched]:
             return
         promising = [start for start in _repairable(starts) if start.mse < HOPELESS * np.var(table.pred)]
         for start in promising if len(doubtful(pairing)) == 0 else promising[:1]:
-            yield Searched(_guided(run, start.arrangement), start.name, STALLED, pairing)
+            arrangement = _straightened(run, start.arrangement)
+            yield Searched(arrangement, start.name, STALLED, pairing)
 
     pairing, pairs, initial = begin.pairing, begin.pairs, begin.initial
     starts = _starts(run, pairs, initial)
@@ -618,6 +620,19 @@ def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L
 def _both_ways(start: Start) -> list[Start]:
     """The start, and its reverse: a proxy for depth may as well fall with it."""
     return [start, Start(f"{start.name}, reversed", start.arrangement[::-1].copy())]
+
+
+def _straightened(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
+    """Straightened on few rows, which mostly ends it; repaired from there where not."""
+    options, few = run.options, run.problem.first(rows_to_straighten(len(arrangement)))
+    tolerance = 0.0 if run.pred_noise is not None else verify.exact_mse(run.problem.table.pred)
+    with run.stage("straightening") as record:
+        found = straighten(few.stack, arrangement, few.x, few.pred, tolerance, run.stop, run.keep, options.memory)
+        arrangement = np.asarray(found.arrangement)
+        record |= {"mse": float(found.mse) if np.isfinite(found.mse) else None, "rows": len(few.x)}
+        record |= {"evaluations": int(found.rounds)}
+    ended = run.stop() or (found.mse <= tolerance and run.solved(arrangement))
+    return arrangement if ended else _guided(run, arrangement)
 
 
 def _guided(

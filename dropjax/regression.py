@@ -7,9 +7,9 @@ and no single move helps. None of this owes anything to the weights.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,12 @@ from jaxtyping import Array, Float, Int
 
 from dropjax import mesh
 from dropjax.device import MEMORY
-from dropjax.moves import contributions, flips_and_swaps, linearise, map_over_rows, mean_over_rows
+from dropjax.journal import Keep, keep_nothing
+from dropjax.moves import contributions, flips_and_swaps, linearise, map_over_rows, mean_over_rows, score_arrangements
+from dropjax.programs import program
 from dropjax.stack import Stack, read_out
+
+A = TypeVar("A", np.ndarray, Array)
 
 RIDGES = (0.1, 0.3, 1.0, 3.0)
 """Ridges of a pairing, in units of the features' mean square sum: weaker ones find the pairing at hand, whatever it is."""
@@ -33,30 +37,40 @@ ORDER_RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 
 
 class Normal(NamedTuple):
-    """Normal equations of the errors by P unknowns, as means over the predictions."""
+    """The MSE after a share s of each of P changes, to first order: `mse` − 2·s·`towards` + s·`gram`·s."""
 
+    mse: Float[Array, ""]
     gram: Float[Array, "P P"]
     towards: Float[Array, " P"]
 
 
-@partial(jax.jit, static_argnames="memory")
+def flippable(depth: int, reach: int | None = None) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+    """Every two positions i < j, at most `reach` apart."""
+    i, j = np.triu_indices(depth, 1)
+    near = j - i <= (reach or depth)
+    return i[near], j[near]
+
+
+@partial(jax.jit, static_argnames=("memory", "reach"))
 def normal_equations(
     stack: Stack,
     arrangement: Int[Array, "L 2"],
     x: Float[Array, "N d"],
     pred: Float[Array, "N o"],
     memory: int = MEMORY,
+    reach: int | None = None,
 ) -> Normal:
-    """Of −e by Δ_ij for all i < j: the change of the outputs by the blocks at i and j standing the other way round."""
+    """Of −e by Δ_ij for all `flippable` i < j: the change of the outputs by the blocks at i and j standing the other way
+    round."""
     depth, (hidden, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
-    i, j = np.triu_indices(depth, 1)
+    i, j = flippable(depth, reach)
 
     def of_chunk(x, pred, weight):
         at = linearise(stack, arrangement, x)
         error = (read_out(stack, at.states[-1]) - pred) * weight[:, None]
         changes = flips_and_swaps(stack, arrangement, at)[..., i, j] * weight[:, None, None]
         product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-        return Normal(product("nop,noq->pq", changes, changes), -product("nop,no->p", changes, error))
+        return Normal(jnp.sum(error**2), product("nop,noq->pq", changes, changes), -product("nop,no->p", changes, error))
 
     held = depth * hidden + 2 * depth * width * (1 + outputs) + outputs * (4 * depth**2 + 2 * len(i))
     return mean_over_rows(of_chunk, x, pred, 4 * held, memory)
@@ -64,20 +78,25 @@ def normal_equations(
 
 def ridge_solutions(normal: Normal, ridges: Sequence[float] = ORDER_RIDGES) -> list[Float[np.ndarray, " P"]]:
     """For each ridge, how much of each unknown the errors ask for."""
-    gram, towards = (np.asarray(a, np.float64) for a in normal)
+    _, gram, towards = (np.asarray(a, np.float64) for a in normal)
     scale = max(np.trace(gram) / len(gram), 1e-300)
     identity = np.eye(len(gram))
     return [scipy.linalg.solve(gram + ridge * scale * identity, towards, assume_a="pos") for ridge in ridges]
 
 
+def expected_places(share: Float[A, "*K P"], depth: int, reach: int | None = None) -> Float[A, "*K L"]:
+    """Where each block is to stand, every `flippable` pair being the wrong way round with probability `share`: the expected
+    number of blocks before it (Borda's count)."""
+    i, j = flippable(depth, reach)
+    pair = np.arange(len(i))
+    turned = np.zeros((len(i), depth))
+    turned[pair, i], turned[pair, j] = 1, -1
+    return share.clip(0, 1) @ turned + np.arange(depth)
+
+
 def reordered(arrangement: Int[np.ndarray, "L 2"], share: Float[np.ndarray, " P"]) -> Int[np.ndarray, "L 2"]:
-    """The blocks by the expected number of those before them, a pair being the wrong way round with probability `share`
-    (Borda's count)."""
-    i, j = np.triu_indices(len(arrangement), 1)
-    share = np.clip(share, 0, 1)
-    before = np.triu(np.ones((len(arrangement), len(arrangement))), 1)
-    before[i, j], before[j, i] = 1 - share, share
-    return arrangement[np.argsort(before.sum(axis=0), kind="stable")]
+    """The blocks by their `expected_places`."""
+    return arrangement[np.argsort(expected_places(share, len(arrangement)), kind="stable")]
 
 
 def orders(
@@ -95,6 +114,112 @@ def orders(
     shares = ridge_solutions(normal_equations(stack, arrangement, x, pred, memory))
     asked = [of for share in shares for of in (share, share / 2, 2 * share, share > 0.3, share > 0.7)]
     return np.stack([reordered(arrangement, np.asarray(of, np.float64)) for of in asked])
+
+
+# Order, by the flips of near blocks
+
+REACH = 4
+"""Positions apart, at most, that two blocks stand whose flip is looked for."""
+
+NEAR_RIDGES = (1e-3, 1e-2, 0.1)
+"""Ridges, in the same units, and"""
+CERTAIN = (0.3, 0.5)
+"""shares above which a flip is made outright, of the orders among which one is chosen."""
+
+STRAIGHTENED_ROWS, ROWS_PER_BLOCK = 256, 5
+"""Rows that straightening looks at: the former, or the latter times the number of blocks, if that is more."""
+STRAIGHTENED_AT_ONCE = 8
+"""Rounds between two looks at the clock."""
+
+
+class Straightened(NamedTuple):
+    """State and result of straightening."""
+
+    arrangement: Int[Array, "L 2"]
+    mse: Float[Array, ""]
+    """Over the rows it looks at; ∞ before the first round."""
+    rounds: Int[Array, ""]
+    falling: Array
+    """Whether the last round lowered the MSE."""
+
+
+def rows_to_straighten(depth: int) -> int:
+    """Rows that straightening a stack of `depth` blocks looks at."""
+    return max(STRAIGHTENED_ROWS, ROWS_PER_BLOCK * depth)
+
+
+def straighten(
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    tolerance: float,
+    stop: Callable[[], object] = lambda: None,
+    keep: Keep = keep_nothing,
+    memory: int = MEMORY,
+) -> Straightened:
+    """Straightening until the MSE over the rows is within `tolerance` or falls no more, or until `stop()`, which is asked
+    every `STRAIGHTENED_AT_ONCE` rounds.
+
+    A round turns all near blocks round that a regression of the errors finds the wrong way round. Single moves, which guided
+    repair makes, go by what each alone does to the MSE: several of them make up for one another.
+    """
+    at = start_straightening(arrangement)
+    while at.falling and at.mse > tolerance and not stop():
+        last = at.rounds + np.int32(STRAIGHTENED_AT_ONCE)
+        at = keep(partial(straightening, stack, at, x, pred, np.float32(tolerance), last, memory=memory), at)
+    return at
+
+
+def start_straightening(arrangement: Int[np.ndarray, "L 2"]) -> Straightened:
+    """The state before the first round."""
+    parts: tuple[Any, ...] = arrangement, np.float32(np.inf), np.int32(0), np.bool_(len(arrangement) > 1)
+    return Straightened(*mesh.put(parts))
+
+
+@program(static_argnames=("memory",), results=(Straightened,), quick=True)
+def straightening(
+    stack: Stack,
+    start: Straightened,
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    tolerance: Float[Array, ""],
+    last: Int[Array, ""],
+    memory: int = MEMORY,
+) -> Straightened:
+    """Rounds of straightening, of which `last` is the last."""
+
+    def step(at: Straightened) -> Straightened:
+        normal = normal_equations(stack, at.arrangement, x, pred, memory, REACH)
+        candidate = at.arrangement[likeliest_order(normal, stack.depth)]
+        (mse,) = score_arrangements(stack, candidate[None], x, pred, memory=memory)
+        lower = mse < normal.mse
+        arrangement = jnp.where(lower, candidate, at.arrangement)
+        return Straightened(arrangement, jnp.minimum(mse, normal.mse), at.rounds + 1, lower)
+
+    def going_on(at: Straightened) -> Array:
+        return at.falling & (at.mse > tolerance) & (at.rounds < last)
+
+    return lax.while_loop(going_on, step, start)
+
+
+def likeliest_order(normal: Normal, depth: int) -> Int[Array, " L"]:
+    """Of the orders that regressions of the errors ask for, the one of the lowest MSE to first order."""
+    i, j = flippable(depth, REACH)
+    scale = jnp.trace(normal.gram) / len(i)
+
+    def share(ridge: Float[Array, ""]) -> Float[Array, " P"]:
+        factor = jax.scipy.linalg.cho_factor(normal.gram + ridge * scale * jnp.eye(len(i)))
+        return jax.scipy.linalg.cho_solve(factor, normal.towards)
+
+    shares = jax.vmap(share)(jnp.asarray(NEAR_RIDGES))
+    asked = jnp.concatenate([shares, *((shares > certain).astype(shares.dtype) for certain in CERTAIN)])
+    order = jnp.argsort(expected_places(asked, depth, REACH), axis=1)
+    rank = jnp.argsort(order, axis=1)
+    flipped = (rank[:, i] > rank[:, j]).astype(jnp.float32)
+    product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+    mse = product("kp,kp->k", flipped, product("kp,pq->kq", flipped, normal.gram) - 2 * normal.towards)
+    return order[jnp.argmin(mse)]
 
 
 # Pairs

@@ -328,4 +328,4 @@ def test_what_is_exact_but_can_be_told_from_the_answer_is_repaired_on(monkeypatc
     diary = Diary()
     given = [*map(int, blocks.ravel()), permutation[-1]]
     assert dropjax.solve(puzzle, initial_order=given, progress=diary).permutation == permutation
-    assert diary.begun == ["pairing", "guided repair", "guided repair", "verify"]
+    assert diary.begun == ["pairing", "straightening", "guided repair", "verify"]

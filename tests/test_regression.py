@@ -1,4 +1,9 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 import reference
 from hypothesis import given, settings
 
@@ -85,6 +90,11 @@ def test_normal_equations_are_those_of_the_flips(shape, seed):
         scale = np.abs(features.T @ features).max() / len(features) + 1e-6
         np.testing.assert_allclose(found.gram, features.T @ features / len(features), atol=1e-3 * scale)
         np.testing.assert_allclose(found.towards, -features.T @ error / len(features), atol=2e-3)
+        np.testing.assert_allclose(found.mse, np.mean(error**2), rtol=1e-4)
+        near = regression.normal_equations(stack, arrangement, x, pred, memory, reach=2)
+        kept = j - i <= 2
+        np.testing.assert_allclose(near.gram, np.asarray(found.gram)[kept][:, kept], rtol=1e-3, atol=1e-5 * scale)
+        np.testing.assert_allclose(near.towards, np.asarray(found.towards)[kept], rtol=1e-3, atol=1e-5)
 
 
 def test_neighbours_have_their_exact_change_and_others_their_flip():
@@ -101,7 +111,8 @@ def test_neighbours_have_their_exact_change_and_others_their_flip():
 def test_solutions_solve_a_linear_truth():
     rng = np.random.default_rng(7)
     features, truth = rng.normal(size=(400, 6)), np.array([0, 1.0, 0, 0, 1, 0])
-    normal = regression.Normal(features.T @ features / 400, features.T @ (features @ truth) / 400)
+    gram = features.T @ features / 400
+    normal = regression.Normal(truth @ gram @ truth, gram, gram @ truth)
     for share in regression.ridge_solutions(normal, ridges=(1e-9, 1e-7)):
         np.testing.assert_allclose(share, truth, atol=1e-5)
 
@@ -127,3 +138,74 @@ def test_an_order_far_off_is_proposed_right_in_a_few_steps():
         proposed = regression.orders(stack, order, x, pred)
         order = min(proposed, key=lambda of: reference.mse(stack, of, x, pred))
     np.testing.assert_array_equal(order, truth)
+
+
+# Order, by the flips of near blocks
+
+
+def near_truth(seed, depth=9, rows=400):
+    """A stack, a start whose near blocks are the wrong way round, the truth, and a table."""
+    rng = np.random.default_rng(seed)
+    stack = reference.random_stack(rng, depth, 6, 10, 1, size=0.15)
+    x = rng.normal(size=(rows, 6)).astype(np.float32)
+    truth = reference.random_arrangement(rng, depth)
+    start = truth[np.argsort(np.arange(depth) + rng.uniform(-2, 2, depth))]
+    return stack, start, truth, x, reference.outputs(stack, truth, x).astype(np.float32)
+
+
+def test_the_order_that_all_flips_together_ask_for():
+    depth = 6
+    i, j = regression.flippable(depth, regression.REACH)
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(300, len(i)))
+    wrong = np.isin(i * depth + j, [0 * depth + 1, 0 * depth + 2, 4 * depth + 5]).astype(float)
+    gram = features.T @ features / 300
+    normal = jax.tree.map(jnp.float32, regression.Normal(wrong @ gram @ wrong, gram, gram @ wrong))
+    assert regression.likeliest_order(normal, depth).tolist() == [1, 2, 0, 3, 5, 4]
+    right = normal._replace(mse=jnp.float32(0), towards=jnp.zeros(len(i)))
+    assert regression.likeliest_order(right, depth).tolist() == list(range(depth))
+
+
+def test_straightening_never_ends_above_its_start_and_mostly_at_the_answer():
+    solved = 0
+    for seed in range(10):
+        stack, start, truth, x, pred = near_truth(seed)
+        found = regression.straighten(stack, start, x, pred, tolerance=1e-10)
+        mse = reference.mse(stack, found.arrangement, x, pred)
+        assert mse <= reference.mse(stack, start, x, pred)
+        assert mse == pytest.approx(float(found.mse), rel=1e-3, abs=1e-9)
+        assert sorted(map(tuple, np.asarray(found.arrangement).tolist())) == sorted(map(tuple, truth.tolist()))
+        solved += bool((np.asarray(found.arrangement) == truth).all())
+    assert solved >= 8
+
+
+def test_straightening_in_parts_is_the_same_as_at_once_and_stops(monkeypatch):
+    stack, start, _, x, pred = near_truth(2)
+    whole = regression.straighten(stack, start, x, pred, tolerance=0.0)
+    monkeypatch.setattr(regression, "STRAIGHTENED_AT_ONCE", 1)
+    calls = []
+    keep = lambda function, like: (calls.append(like), function())[1]  # noqa: E731
+    parts = regression.straighten(stack, start, x, pred, tolerance=0.0, keep=keep)
+    assert len(calls) == int(parts.rounds) == int(whole.rounds) > 1
+    np.testing.assert_array_equal(whole.arrangement, parts.arrangement)
+    stopped = regression.straighten(stack, start, x, pred, tolerance=0.0, stop=lambda: True)
+    assert int(stopped.rounds) == 0
+    np.testing.assert_array_equal(stopped.arrangement, start)
+
+
+def test_what_stands_rightly_is_left_alone_and_one_block_as_well():
+    stack, _, truth, x, pred = near_truth(3)
+    noisy = pred + np.random.default_rng(0).normal(scale=1e-3, size=pred.shape).astype(np.float32)
+    found = regression.straighten(stack, truth, x, noisy, tolerance=0.0)
+    np.testing.assert_array_equal(found.arrangement, truth)
+    assert int(found.rounds) == 1
+    one = reference.random_stack(np.random.default_rng(4), 1, 6, 10, 1)
+    alone = regression.straighten(one, np.zeros((1, 2), np.int32), x, pred, tolerance=0.0)
+    assert int(alone.rounds) == 0
+
+
+def test_where_outputs_overflow_nothing_is_taken_for_better():
+    stack, start, _, x, pred = near_truth(5)
+    huge = replace(stack, w_out=1e30 * stack.w_out)
+    found = regression.straighten(huge, start, x, pred, tolerance=0.0)
+    np.testing.assert_array_equal(found.arrangement, start)
