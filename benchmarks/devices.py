@@ -108,7 +108,7 @@ swaps = moves.pairs_of_positions(puzzle.depth, moves.SWAP)
 together = device.scored_together(puzzle.depth)
 report = {
     "devices": len(jax.devices()),
-    "one pass": median_seconds(lambda: verify.outputs_and_errors(stack, order, x, pred), 3),
+    "one pass": median_seconds(lambda: verify.full_pass(stack, order, x, pred), 3),
     "all swaps, exact": median_seconds(lambda: moves.score_moves(stack, order, swaps, *few, together), 3),
     "all moves, first order": median_seconds(lambda: moves.score_first_order(stack, order, *few), 3),
 }

@@ -45,7 +45,7 @@ def kernels(puzzle: Puzzle, repeats: int, rows_too: int | None = None) -> Iterat
     block = 4.0 * width * hidden
     partner = dropjax.pair(stack.w_in, stack.w_out).partner
     pairs = np.stack([np.arange(depth), partner], axis=1).astype(np.int32)
-    order = jnp.asarray(seeding.seed_order("delta_norm", "ascending", stack, pairs, few.x))
+    order = seeding.seed_order("delta_norm", "ascending", stack, pairs, few.x)
     together = device.scored_together(depth)
 
     def time(call) -> float:
@@ -60,7 +60,7 @@ def kernels(puzzle: Puzzle, repeats: int, rows_too: int | None = None) -> Iterat
     yield Kernel(
         "forward pass, verified",
         all_rows,
-        time(lambda: verify.outputs_and_errors(stack, order, problem.x, problem.pred)),
+        time(lambda: verify.full_pass(stack, order, problem.x, problem.pred)),
         depth * block * all_rows,
     )
     if rows_too is not None:
@@ -68,7 +68,7 @@ def kernels(puzzle: Puzzle, repeats: int, rows_too: int | None = None) -> Iterat
         yield Kernel(
             "forward pass, verified, table repeated",
             rows_too,
-            time(lambda: verify.outputs_and_errors(stack, order, long.x, long.pred)),
+            time(lambda: verify.full_pass(stack, order, long.x, long.pred)),
             depth * block * rows_too,
         )
         del long
@@ -83,9 +83,11 @@ def kernels(puzzle: Puzzle, repeats: int, rows_too: int | None = None) -> Iterat
         both_ways + (depth - 1) * 2 * block * rows + flips,
     )
 
+    there = jnp.asarray(order)
+
     @jax.jit
     def pair_swaps(x):
-        return jnp.mean(moves.pair_swap_changes(stack, order, moves.linearise(stack, order, x)) ** 2, axis=(2, 3))
+        return jnp.mean(moves.pair_swap_changes(stack, there, moves.linearise(stack, there, x)) ** 2, axis=(2, 3))
 
     fewer = few.x[:256]
     per_pair = 2.0 * width * hidden + 2.0 * hidden
@@ -120,7 +122,7 @@ def kernels(puzzle: Puzzle, repeats: int, rows_too: int | None = None) -> Iterat
     solves, passes = [], []
     for _ in range(2 * repeats):
         solves.append(dropjax.solve(puzzle).seconds)
-        passes.append(median_seconds(lambda: verify.outputs_and_errors(stack, order, problem.x, problem.pred), 1))
+        passes.append(median_seconds(lambda: verify.full_pass(stack, order, problem.x, problem.pred), 1))
     searched = statistics.median(seconds["solve"] for seconds in solves)
     ties = statistics.median(seconds["verify"] for seconds in solves)
     yield Kernel("forward pass, verified, between the solves", all_rows, statistics.median(passes), depth * block * all_rows)

@@ -156,7 +156,8 @@ def _prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> No
         pool.submit(seeding.one_way.prepare, stack, nowhere, *shapes(SEED_ROWS), np.bool_(False))
         start = start_straightening(nowhere), *shapes(rows_to_straighten(stack.depth)), np.float32(0), np.int32(0)
         pool.submit(straightening.prepare, stack, *start, memory=options.memory)
-    pool.submit(verify.outputs_and_errors.prepare, stack, nowhere, x, pred, options.memory)
+    parts = verify.pass_parts(len(x))
+    pool.submit(verify.pass_part.prepare, stack, nowhere, x, pred, np.int32(0), parts, options.memory)
     pool.submit(verify.first_order_changes.prepare, stack, nowhere, next(shapes(verify.SCREENED_ROWS)), options.memory)
 
 

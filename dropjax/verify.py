@@ -1,6 +1,7 @@
 """The last word on an answer: every row of the table, float32's noise, and the answers it cannot be told from."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,11 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dropjax import mesh
-from dropjax.device import MEMORY
+from dropjax.device import CORE_ROWS, MEMORY, side_by_side, workers
 from dropjax.moves import (
     PAIR_SWAP,
     adjacent_changes,
     adjacent_swaps,
+    in_chunks,
     linearise,
     map_over_rows,
     moved,
@@ -26,7 +28,7 @@ from dropjax.moves import (
 from dropjax.programs import program
 from dropjax.puzzle import Puzzle
 from dropjax.solution import Outcome
-from dropjax.stack import Stack, advance, read_out, replay
+from dropjax.stack import Stack, advance, pick, read_out, replay
 
 EXACT = 1e-5
 """An exact answer's RMS error, as a fraction of RMS(pred)."""
@@ -35,7 +37,7 @@ ATTAINED = 1.1
 """Times the noise in pred: what the answer's own RMS error is under, and hardly any other order's."""
 
 PASS_ROWS = 1 << 14
-"""Rows that go through the stack together: enough for every core, few enough to stay in the cache from block to block."""
+"""Rows that go through the stack together where one part takes them all: enough to keep a device busy."""
 
 SCREENED_ROWS = 64
 """Rows on which ties are looked for and float32's noise is measured; what is found is tried on all rows."""
@@ -46,19 +48,6 @@ NEAR, NEARER = 100, 20
 more than `PADDED` of them. Moves that change more than twice the answer's RMS error cannot lower it."""
 PADDED = 64
 """Moves are evaluated in multiples of this number, so that few lengths are ever compiled."""
-
-
-@program(static_argnames=("memory",))
-def outputs_and_errors(
-    stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
-) -> tuple[Float[Array, "N o"], Float[Array, ""], Float[Array, ""]]:
-    """The outputs, their MSE and their largest absolute error, in one pass over all rows."""
-    hidden, width = stack.w_in.shape[1:]
-    bytes_per_row = 8 * (width + hidden)
-    run = lambda x: read_out(stack, advance(stack, arrangement, 0, stack.depth, x))  # noqa: E731
-    outputs = map_over_rows(run, (x,), bytes_per_row, min(memory, PASS_ROWS * bytes_per_row))
-    error = outputs - pred
-    return outputs, *mesh.whole((jnp.mean(error**2), jnp.max(jnp.abs(error))))
 
 
 def exact_mse(pred: Float[np.ndarray, "N o"]) -> float:
@@ -86,9 +75,40 @@ def full_pass(
     pred: Float[Array, "N o"],
     memory: int = MEMORY,
 ) -> Pass:
-    """One pass of the arrangement over all rows."""
-    outputs, mse, worst = outputs_and_errors(stack, arrangement, x, pred, memory)
-    return Pass(outputs, float(mse), float(worst))
+    """One pass of the arrangement over all rows, which the cores of a CPU share."""
+    parts = pass_parts(len(x))
+    of_part = partial(pass_part, stack, arrangement, x, pred, parts=parts, memory=memory)
+    outputs, squares, worst = zip(*side_by_side(of_part, np.arange(parts, dtype=np.int32)), strict=True)
+    whole = outputs[0] if parts == 1 else jnp.asarray(np.concatenate(outputs)[: len(x)])
+    return Pass(whole, float(sum(squares)) / pred.size, float(max(worst)))
+
+
+def pass_parts(rows: int) -> int:
+    """Parts in which `full_pass` takes a table: as many as a CPU has cores, but none of too few rows to be worth it."""
+    return max(1, min(workers(), rows // CORE_ROWS))
+
+
+@program(static_argnames=("parts", "memory"))
+def pass_part(
+    stack: Stack,
+    arrangement: Int[Array, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    part: Int[Array, ""],
+    parts: int = 1,
+    memory: int = MEMORY,
+) -> tuple[Float[Array, "M o"], Float[Array, ""], Float[Array, ""]]:
+    """The outputs of one of some equal parts of the rows, their sum of squared errors and their largest absolute error; rows
+    of zeros fill the last part."""
+    hidden, width = stack.w_in.shape[1:]
+    bytes_per_row = 8 * (width + hidden)
+    rows = -(-len(x) // parts)
+    x, pred, weight = (pick(in_chunks(a, rows), part) for a in (x, pred, jnp.ones((len(x), 1))))
+    run = lambda x: read_out(stack, advance(stack, arrangement, 0, stack.depth, x))  # noqa: E731
+    held = min(memory, (PASS_ROWS if parts == 1 else CORE_ROWS) * bytes_per_row)
+    outputs = map_over_rows(run, (x,), bytes_per_row, held)
+    error = weight * (outputs - pred)
+    return outputs, *mesh.whole((jnp.sum(error**2), jnp.max(jnp.abs(error))))
 
 
 class Noise(NamedTuple):
