@@ -208,11 +208,11 @@ def likeliest_order(normal: Normal, depth: int) -> Int[Array, " L"]:
     i, j = flippable(depth, REACH)
     scale = jnp.trace(normal.gram) / len(i)
 
-    def share(ridge: Float[Array, ""]) -> Float[Array, " P"]:
-        factor = jax.scipy.linalg.cho_factor(normal.gram + ridge * scale * jnp.eye(len(i)))
-        return jax.scipy.linalg.cho_solve(factor, normal.towards)
-
-    shares = jax.vmap(share)(jnp.asarray(NEAR_RIDGES))
+    ridges = scale * jnp.asarray(NEAR_RIDGES)[:, None, None] * jnp.eye(len(i))
+    factors = lax.linalg.cholesky(normal.gram + ridges, symmetrize_input=False)
+    solve = partial(lax.linalg.triangular_solve, factors, left_side=True, lower=True)
+    towards = jnp.broadcast_to(normal.towards[:, None], (len(NEAR_RIDGES), len(i), 1))
+    shares = solve(solve(towards), transpose_a=True)[..., 0]
     asked = jnp.concatenate([shares, *((shares > certain).astype(shares.dtype) for certain in CERTAIN)])
     order = jnp.argsort(expected_places(asked, depth, REACH), axis=1)
     rank = jnp.argsort(order, axis=1)
