@@ -115,9 +115,7 @@ def seeds(subject: Subject) -> dict[str, Int[np.ndarray, " L"]]:
     few = subject.few
     pairs = identity_arrangement(few.stack.depth)
     for direction in seeding.DIRECTIONS:
-        found[f"greedy {direction}"] = np.asarray(
-            seeding.greedy_order(few.stack, pairs, few.x, np.bool_(direction == "descending"))
-        )
+        found[f"greedy {direction}"] = seeding.seed_order("greedy", direction, few.stack, pairs, few.x)[:, 0]
     for seed in range(3):
         found[f"random {seed}"] = np.random.default_rng(seed).permutation(few.stack.depth)
     return found

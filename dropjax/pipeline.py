@@ -35,7 +35,7 @@ from dropjax.stack import ACTIVATIONS, Stack
 T = TypeVar("T")
 
 SEED_ROWS = 64
-"""Rows on which `auto` scores its portfolio of seed orders: enough to tell good from bad."""
+"""Rows that `auto` finds its portfolio of seed orders on."""
 
 FALLBACK_SEEDS = 4
 """Seed orders that `auto` tries to repair, and least squares start from."""
@@ -504,8 +504,8 @@ def swap_gaps(
 
 
 def _auto(run: Run, begin: Begin) -> Iterator[Searched]:
-    """Guided repair from the best seed orders; where the pairing is in doubt, the same for the one that separates best; then
-    the ladder; then the paper's exact route, and where there is a time limit the ladder until its end."""
+    """The best seed orders, straightened and repaired; where the pairing is in doubt, the same for the one that separates
+    best; then the ladder; then the paper's exact route, and where there is a time limit the ladder until its end."""
     options, (stack, _, _, table) = run.options, run.problem
     deep = is_deep(stack.depth)  # single moves go astray, and scoring all of them exactly would never end
 
@@ -514,22 +514,21 @@ def _auto(run: Run, begin: Begin) -> Iterator[Searched]:
         ranked = _rank(run, few, arrangement)
         return ranked if run.stop() else _bubble(run, few, ranked)
 
-    def guided(pairing: Pairing, starts: Sequence[Start]) -> Iterator[Searched]:
+    def repaired(pairing: Pairing, starts: Sequence[Start]) -> Iterator[Searched]:
         if deep:
             return
         promising = [start for start in _repairable(starts) if start.mse < HOPELESS * np.var(table.pred)]
         for start in promising if len(doubtful(pairing)) == 0 else promising[:1]:
-            arrangement = _straightened(run, start.arrangement)
-            yield Searched(arrangement, start.name, STALLED, pairing)
+            yield Searched(_straightened(run, start.arrangement), start.name, STALLED, pairing)
 
     pairing, pairs, initial = begin.pairing, begin.pairs, begin.initial
     starts = _starts(run, pairs, initial)
-    yield from guided(pairing, starts)
+    yield from repaired(pairing, starts)
     if options.pairing is None and initial is None and len(doubtful(pairing)) > 0:
         pairing = begin.separating()
         if (pairing.partner != pairs[:, 1]).any():
             starts = _starts(run, _pairs(pairing), None)
-            yield from guided(pairing, starts)
+            yield from repaired(pairing, starts)
     for attempt in count():
         if attempt == ATTEMPTS and not deep:
             for start in _repairable(starts):
@@ -614,7 +613,7 @@ def _starts(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L
             return _both_ways(Start(f"{options.seed_order} {direction}", arrangement))
         seeds = seeding.portfolio(few.stack, pairs, few.x, few.pred)
         starts = [seeds[k] for k in np.argsort([seed.mse for seed in seeds])]  # one that overflowed, NaN, comes last
-        record |= {"mse": starts[0].mse, "rows": len(few.x), "evaluations": len(starts)}
+        record |= {"mse": starts[0].mse, "rows": min(len(few.x), seeding.SCORED_ROWS), "evaluations": len(starts)}
     return starts
 
 

@@ -19,6 +19,9 @@ DIRECTIONS = ("ascending", "descending")
 LOOKED_AT = 12
 """Blocks that a greedy order looks at before it places the next."""
 
+SCORED_ROWS = 32
+"""Rows, of those that seed orders are found on, on which they are scored: enough to tell good from bad."""
+
 
 @jax.jit
 def block_statistics(stack: Stack, pairs: Int[Array, "L 2"], x: Float[Array, "N d"]) -> dict[str, Float[Array, " L"]]:
@@ -73,41 +76,49 @@ SEED_ORDERS = (*STATISTICS, "greedy", "random")
 
 
 class _Greedy(NamedTuple):
-    norms: Float[Array, " L"]
-    """Each block's mean residual norm where it was last looked at; ∞ once it is placed."""
+    sizes: Float[Array, " L"]
+    """Each block's mean residual norm where it was last looked at, negative where the largest comes first; ∞ once it is
+    placed."""
     state: Float[Array, "N d"]
     """The state after the blocks placed so far."""
 
 
 @jax.jit
 def greedy_order(
-    stack: Stack, pairs: Int[Array, "L 2"], x: Float[Array, "N d"], descending: Bool[Array, ""]
+    stack: Stack,
+    pairs: Int[Array, "L 2"],
+    x: Float[Array, "N d"],
+    delta_norm: Float[Array, " L"],
+    descending: Bool[Array, ""],
 ) -> Int[Array, " L"]:
     """Place next the block whose residual is smallest (or largest) at the state reached so far.
 
-    Residuals change slowly from state to state: only the `LOOKED_AT` blocks that were smallest when last looked at are
-    looked at again: L·(1 + `LOOKED_AT`) block evaluations.
+    Residuals change slowly from state to state: only the `LOOKED_AT` blocks that were smallest when last looked at, at the
+    raw inputs that `delta_norm` is of, are looked at again: fewer than L·`LOOKED_AT` block evaluations.
     """
     depth, sign = len(pairs), jnp.where(descending, -1, 1)
+    most = min(LOOKED_AT, depth)
 
-    def residuals(blocks: Int[Array, " K"], state: Float[Array, "N d"]) -> Float[Array, "K N d"]:
-        return lax.map(lambda k: residual(stack, pick(pairs, k), state), blocks)
-
-    def sizes(residuals: Float[Array, "K N d"]) -> Float[Array, " K"]:
+    def size(norm: Float[Array, "*L"]) -> Float[Array, "*L"]:
         largest = float(jnp.finfo(jnp.float32).max)  # of what overflows: behind all others, before what is placed
-        return jnp.nan_to_num(sign * jnp.mean(jnp.linalg.norm(residuals, axis=2), axis=1), nan=largest, posinf=largest)
+        return jnp.nan_to_num(sign * norm, nan=largest, posinf=largest)
 
-    def place(at: _Greedy, _: object) -> tuple[_Greedy, Int[Array, ""]]:
-        _, nearest = lax.top_k(-at.norms, min(LOOKED_AT, depth))
-        there = residuals(nearest, at.state)
-        again = jnp.where(at.norms[nearest] < jnp.inf, sizes(there), jnp.inf)
-        first = jnp.argmin(again)
+    def place(at: _Greedy, placed: Int[Array, ""]) -> tuple[_Greedy, Int[Array, ""]]:
+        _, nearest = lax.top_k(-at.sizes, most)
+
+        def look(k: Int[Array, ""], looked: tuple[Array, Array]) -> tuple[Array, Array]:
+            sizes, residuals = looked
+            there = residual(stack, pick(pairs, nearest[k]), at.state)
+            return sizes.at[k].set(size(jnp.mean(jnp.linalg.norm(there, axis=1)))), residuals.at[k].set(there)
+
+        unseen = jnp.full(most, jnp.inf), jnp.zeros((most, *x.shape))
+        sizes, residuals = lax.fori_loop(0, jnp.minimum(most, depth - placed), look, unseen)
+        first = jnp.argmin(sizes)
         best = nearest[first]
-        norms = at.norms.at[nearest].set(again).at[best].set(jnp.inf)
-        return _Greedy(norms, at.state + pick(there, first)), best
+        sizes = at.sizes.at[nearest].set(sizes).at[best].set(jnp.inf)
+        return _Greedy(sizes, at.state + pick(residuals, first)), best
 
-    start = _Greedy(sizes(residuals(jnp.arange(depth), x)), x)
-    _, order = lax.scan(place, start, length=depth)
+    _, order = lax.scan(place, _Greedy(size(delta_norm), x), jnp.arange(depth))
     return order
 
 
@@ -154,8 +165,9 @@ def one_way(
     statistics = block_statistics(stack, pairs, x)
     ascending = jnp.stack([statistics[name] for name in STATISTICS])
     sorted_by = jnp.argsort(jnp.where(descending, -ascending, ascending), axis=1)
-    orders = jnp.concatenate([sorted_by, greedy_order(stack, pairs, x, descending)[None]])
-    return OneWay(pairs[orders], score_arrangements(stack, pairs[orders], x, pred))
+    greedy = greedy_order(stack, pairs, x, statistics["delta_norm"], descending)
+    orders = jnp.concatenate([sorted_by, greedy[None]])
+    return OneWay(pairs[orders], score_arrangements(stack, pairs[orders], x[:SCORED_ROWS], pred[:SCORED_ROWS]))
 
 
 def seed_order(
@@ -172,9 +184,11 @@ def seed_order(
     """
     if name == "random":
         order = np.random.default_rng(random_seed).permutation(len(pairs))
-    elif name == "greedy":
-        order = np.asarray(greedy_order(stack, pairs, x, np.bool_(direction == "descending")))
+        return pairs[order]
+    statistics = block_statistics(stack, pairs, x)
+    if name == "greedy":
+        order = np.asarray(greedy_order(stack, pairs, x, statistics["delta_norm"], np.bool_(direction == "descending")))
     else:
-        statistic = np.asarray(block_statistics(stack, pairs, x)[name])
+        statistic = np.asarray(statistics[name])
         order = np.argsort(statistic if direction == "ascending" else -statistic, kind="stable")
     return pairs[order]
