@@ -1,6 +1,8 @@
 """What the command lines share: arguments, one-line errors, and progress for people and for logs."""
 
 import argparse
+import atexit
+import gc
 import io
 import os
 import signal
@@ -35,6 +37,9 @@ def fail(message: str) -> NoReturn:
 
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Runs a command line: bad input becomes one line, and libraries keep their warnings to themselves."""
+    # What was imported stays. Going through it again and again, and once more at the end, would take a tenth of a solve.
+    gc.freeze()
+    atexit.register(gc.freeze)
     warnings.simplefilter("ignore")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
