@@ -113,7 +113,7 @@ def seeds(subject: Subject) -> dict[str, Int[np.ndarray, " L"]]:
         for direction, sign in (("ascending", 1), ("descending", -1)):
             found[f"{name} {direction}"] = np.argsort(sign * value, kind="stable")
     few = subject.few
-    pairs = identity_arrangement(few.stack.depth)
+    pairs = np.asarray(identity_arrangement(few.stack.depth))
     for direction in seeding.DIRECTIONS:
         found[f"greedy {direction}"] = seeding.seed_order("greedy", direction, few.stack, pairs, few.x)[:, 0]
     for seed in range(3):
