@@ -121,10 +121,14 @@ def orders(
 REACH = 4
 """Positions apart, at most, that two blocks stand whose flip is looked for."""
 
-NEAR_RIDGES = (1e-3, 1e-2, 0.1)
-"""Ridges, in the same units, and"""
+NEAR_RIDGES, ERROR_RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1), (1e-4, 1e-3, 1e-2)
+"""Ridges of straightening, in the same units and in those of the MSE: the less is wrong, the weaker."""
+
+NO_LESS = 1e-7
+"""What every ridge is at least, in the former units: float32 needs it."""
+
 CERTAIN = (0.3, 0.5)
-"""shares above which a flip is made outright, of the orders among which one is chosen."""
+"""Shares above which a flip is made outright, in some of the orders among which straightening chooses."""
 
 STRAIGHTENED_ROWS, ROWS_PER_BLOCK = 256, 5
 """Rows that straightening looks at: the former, or the latter times the number of blocks, if that is more."""
@@ -207,11 +211,11 @@ def likeliest_order(normal: Normal, depth: int) -> Int[Array, " L"]:
     """Of the orders that regressions of the errors ask for, the one of the lowest MSE to first order."""
     i, j = flippable(depth, REACH)
     scale = jnp.trace(normal.gram) / len(i)
-
-    ridges = scale * jnp.asarray(NEAR_RIDGES)[:, None, None] * jnp.eye(len(i))
-    factors = lax.linalg.cholesky(normal.gram + ridges, symmetrize_input=False)
+    ridges = jnp.concatenate([scale * jnp.asarray(NEAR_RIDGES), normal.mse * jnp.asarray(ERROR_RIDGES)])
+    ridges = jnp.maximum(ridges, NO_LESS * scale)
+    factors = lax.linalg.cholesky(normal.gram + ridges[:, None, None] * jnp.eye(len(i)), symmetrize_input=False)
     solve = partial(lax.linalg.triangular_solve, factors, left_side=True, lower=True)
-    towards = jnp.broadcast_to(normal.towards[:, None], (len(NEAR_RIDGES), len(i), 1))
+    towards = jnp.broadcast_to(normal.towards[:, None], (len(ridges), len(i), 1))
     shares = solve(solve(towards), transpose_a=True)[..., 0]
     asked = jnp.concatenate([shares, *((shares > certain).astype(shares.dtype) for certain in CERTAIN)])
     order = jnp.argsort(expected_places(asked, depth, REACH), axis=1)
