@@ -504,8 +504,8 @@ def swap_gaps(
 
 
 def _auto(run: Run, begin: Begin) -> Iterator[Searched]:
-    """The best seed orders, straightened and repaired; where the pairing is in doubt, the same for the one that separates
-    best; then the ladder; then the paper's exact route, and where there is a time limit the ladder until its end."""
+    """The best seed orders, each straightened, and the best of these repaired, by another pairing where this one is in doubt;
+    then the ladder; then the paper's exact route, and where there is a time limit the ladder until its end."""
     options, (stack, _, _, table) = run.options, run.problem
     deep = is_deep(stack.depth)  # single moves go astray, and scoring all of them exactly would never end
 
@@ -514,21 +514,29 @@ def _auto(run: Run, begin: Begin) -> Iterator[Searched]:
         ranked = _rank(run, few, arrangement)
         return ranked if run.stop() else _bubble(run, few, ranked)
 
-    def repaired(pairing: Pairing, starts: Sequence[Start]) -> Iterator[Searched]:
-        if deep:
-            return
-        promising = [start for start in _repairable(starts) if start.mse < HOPELESS * np.var(table.pred)]
-        for start in promising if len(doubtful(pairing)) == 0 else promising[:1]:
-            yield Searched(_straightened(run, start.arrangement), start.name, STALLED, pairing)
+    straight: list[Searched] = []
+
+    def straightened(pairing: Pairing, starts: Sequence[Start]) -> Iterator[Searched]:
+        for start in starts:
+            straight.append(Searched(_straightened(run, start.arrangement), start.name, STALLED, pairing))
+            yield straight[-1]
+
+    def promising(starts: Sequence[Start]) -> list[Start]:
+        return [] if deep else [start for start in _repairable(starts) if start.mse < HOPELESS * np.var(table.pred)]
 
     pairing, pairs, initial = begin.pairing, begin.pairs, begin.initial
+    in_doubt = options.pairing is None and initial is None and len(doubtful(pairing)) > 0
     starts = _starts(run, pairs, initial)
-    yield from repaired(pairing, starts)
-    if options.pairing is None and initial is None and len(doubtful(pairing)) > 0:
+    yield from straightened(pairing, promising(starts)[: 1 if in_doubt else None])
+    if in_doubt:
         pairing = begin.separating()
         if (pairing.partner != pairs[:, 1]).any():
+            straight.clear()
             starts = _starts(run, _pairs(pairing), None)
-            yield from repaired(pairing, starts)
+        yield from straightened(pairing, promising(starts)[len(straight) :])
+    if straight:
+        best = min(straight, key=lambda of: run.full_pass(of.arrangement).mse)
+        yield best._replace(arrangement=_guided(run, best.arrangement))
     for attempt in count():
         if attempt == ATTEMPTS and not deep:
             for start in _repairable(starts):
@@ -596,7 +604,7 @@ def _climb(run: Run, pairing: Pairing, starts: Sequence[Start], attempt: int) ->
         if run.stop() or run.solved(climbed.arrangement):
             break
         climbed = rung(name, partial(run.keep, partial(climbing, climbed), climbed))
-    # Where pred is noisy, a solved order's neighbours are so too: the best of them is still to be found.
+    # Noisy pred: as in `_straightened`.
     ended = run.stop() or (run.solved(climbed.arrangement) and run.pred_noise is None)
     return Searched(climbed.arrangement if ended else _guided(run, climbed.arrangement), "ladder", STALLED, pairing)
 
@@ -623,16 +631,17 @@ def _both_ways(start: Start) -> list[Start]:
 
 
 def _straightened(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
-    """Straightened on few rows, which mostly ends it; repaired from there where not."""
+    """Straightened on few rows, which mostly ends it."""
     options, few = run.options, run.problem.first(rows_to_straighten(len(arrangement)))
     tolerance = 0.0 if run.pred_noise is not None else verify.exact_mse(run.problem.table.pred)
     with run.stage("straightening") as record:
         found = straighten(few.stack, arrangement, few.x, few.pred, tolerance, run.stop, run.keep, options.memory)
-        arrangement = np.asarray(found.arrangement)
         record |= {"mse": float(found.mse) if np.isfinite(found.mse) else None, "rows": len(few.x)}
         record |= {"evaluations": int(found.rounds)}
-    ended = run.stop() or (found.mse <= tolerance and run.solved(arrangement))
-    return arrangement if ended else _guided(run, arrangement)
+    arrangement = np.asarray(found.arrangement)
+    # Where pred is noisy, a solved order's neighbours are so too: the best of them is still to be found.
+    noisy = run.pred_noise is not None and run.solved(arrangement)
+    return _guided(run, arrangement) if noisy else arrangement
 
 
 def _guided(
