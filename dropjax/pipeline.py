@@ -504,7 +504,7 @@ def swap_gaps(
 
 
 def _auto(run: Run, begin: Begin) -> Iterator[Searched]:
-    """The best seed orders, each straightened, and the best of these repaired, by another pairing where this one is in doubt;
+    """The best seed orders, each straightened, and the best of these repaired, and by another pairing where it is in doubt;
     then the ladder; then the paper's exact route, and where there is a time limit the ladder until its end."""
     options, (stack, _, _, table) = run.options, run.problem
     deep = is_deep(stack.depth)  # single moves go astray, and scoring all of them exactly would never end
