@@ -80,9 +80,9 @@ def stage_line(stage: Stage) -> str:
     if stage.mse is not None:
         parts.append(f"MSE {stage.mse:.3g} on {stage.rows:,} rows")
     if stage.evaluations:
-        parts.append(f"{stage.evaluations:,} evaluations")
+        parts.append(f"{stage.evaluations:,} evaluation{'s' if stage.evaluations > 1 else ''}")
     if stage.swaps:
-        parts.append(f"{stage.swaps:,} moves")
+        parts.append(f"{stage.swaps:,} move{'s' if stage.swaps > 1 else ''}")
     return "  ".join(parts)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dropjax
-from dropjax import ladder, pipeline, places, verify
+from dropjax import ladder, pipeline, places, regression, verify
 from dropjax.solution import Outcome
 from dropjax.stack import forward
 
@@ -86,6 +86,21 @@ def test_a_start_that_stands_the_wrong_way_round_is_turned(monkeypatch):
         solution = dropjax.solve(puzzle, seed_order="delta_norm", direction=direction)
         assert solution.permutation == permutation
         assert solution.seed_order.startswith(f"delta_norm {direction}")
+
+
+def test_all_starts_are_straightened_before_the_best_of_them_is_repaired(monkeypatch):
+    puzzle, permutation = planted(1, L=9)
+    blocks = np.reshape(permutation[:-1], (9, 2))[[1, 0, 2, 3, 5, 4, 6, 8, 7]]
+    given = [*map(int, blocks.ravel()), permutation[-1]]
+    diary = Diary()
+    assert dropjax.solve(puzzle, initial_order=given, progress=diary).permutation == permutation
+    assert diary.begun == ["pairing", "straightening", "verify"]
+    monkeypatch.setattr(pipeline, "straighten", lambda _, arrangement, *__: regression.start_straightening(arrangement))
+    diary = Diary()
+    solution = dropjax.solve(puzzle, initial_order=given, progress=diary)
+    assert solution.permutation == permutation
+    assert solution.seed_order == "given"
+    assert diary.begun == ["pairing", "straightening", "straightening", "guided repair", "verify"]
 
 
 def test_with_a_time_limit_it_starts_again_until_the_time_is_up(monkeypatch):
@@ -192,9 +207,11 @@ def test_an_interruption_keeps_the_best_so_far():
 def test_rounded_predictions_are_solved_to_their_rounding():
     puzzle, permutation = planted(5)
     rounded = dataclasses.replace(puzzle, pred=np.round(puzzle.pred, 4))
-    solution = dropjax.solve(rounded)
+    diary = Diary()
+    solution = dropjax.solve(rounded, progress=diary)
     assert solution.permutation == permutation
     assert solution.outcome is Outcome.NOISE_FLOOR
+    assert "guided repair" in diary.begun  # on all rows: on few, the noise decides between neighbours
     assert solution.noise_floor == pytest.approx(1e-4 / np.sqrt(12), rel=0.01)
 
 
