@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy
 from jax import lax
+from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float, Int
 
 from dropjax import mesh
@@ -127,6 +128,9 @@ NEAR_RIDGES, ERROR_RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1), (1e-4, 1e-3, 1e-2)
 NO_LESS = 1e-7
 """What every ridge is at least, in the former units: float32 needs it."""
 
+ITERATIONS, ACCURACY = 100, 1e-4
+"""Of conjugate gradients for straightening's shares: at most, and the relative residual that ends them."""
+
 CERTAIN = (0.3, 0.5)
 """Shares above which a flip is made outright, in some of the orders among which straightening chooses."""
 
@@ -213,10 +217,14 @@ def likeliest_order(normal: Normal, depth: int) -> Int[Array, " L"]:
     scale = jnp.trace(normal.gram) / len(i)
     ridges = jnp.concatenate([scale * jnp.asarray(NEAR_RIDGES), normal.mse * jnp.asarray(ERROR_RIDGES)])
     ridges = jnp.maximum(ridges, NO_LESS * scale)
-    factors = lax.linalg.cholesky(normal.gram + ridges[:, None, None] * jnp.eye(len(i)), symmetrize_input=False)
-    solve = partial(lax.linalg.triangular_solve, factors, left_side=True, lower=True)
-    towards = jnp.broadcast_to(normal.towards[:, None], (len(ridges), len(i), 1))
-    shares = solve(solve(towards), transpose_a=True)[..., 0]
+
+    def share(ridge: Float[Array, ""]) -> Float[Array, " P"]:
+        # Not by LAPACK: XLA's CPU threads that run it wait for one another where two programs do.
+        system = lambda s: jnp.matmul(normal.gram, s, precision=lax.Precision.HIGHEST) + ridge * s  # noqa: E731
+        scaled = lambda s: s / (jnp.diag(normal.gram) + ridge)  # noqa: E731
+        return cg(system, normal.towards, tol=ACCURACY, maxiter=ITERATIONS, M=scaled)[0]
+
+    shares = jax.vmap(share)(ridges)
     asked = jnp.concatenate([shares, *((shares > certain).astype(shares.dtype) for certain in CERTAIN)])
     order = jnp.argsort(expected_places(asked, depth, REACH), axis=1)
     rank = jnp.argsort(order, axis=1)

@@ -193,6 +193,14 @@ def test_straightening_in_parts_is_the_same_as_at_once_and_stops(monkeypatch):
     np.testing.assert_array_equal(stopped.arrangement, start)
 
 
+def test_straightening_calls_no_lapack():
+    # On a CPU, two programs at the same time that do wait for one another's threads, forever.
+    stack, start, _, x, pred = near_truth(2)
+    at = regression.start_straightening(start)
+    program = jax.jit(regression.straightening).lower(stack, at, x, pred, np.float32(0), np.int32(8))
+    assert "lapack" not in program.as_text()
+
+
 def test_what_stands_rightly_is_left_alone_and_one_block_as_well():
     stack, _, truth, x, pred = near_truth(3)
     noisy = pred + np.random.default_rng(0).normal(scale=1e-3, size=pred.shape).astype(np.float32)
