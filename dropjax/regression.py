@@ -126,9 +126,9 @@ NEAR_RIDGES, ERROR_RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1), (1e-4, 1e-3, 1e-2)
 """Ridges of straightening, in the same units and in those of the MSE: the less is wrong, the weaker."""
 
 NO_LESS = 1e-7
-"""What every ridge is at least, in the former units: float32 needs it."""
+"""What every ridge is at least, in the former units: a flip may change nothing."""
 
-ITERATIONS, ACCURACY = 100, 1e-4
+ITERATIONS, ACCURACY = 200, 1e-5
 """Of conjugate gradients for straightening's shares: at most, and the relative residual that ends them."""
 
 CERTAIN = (0.3, 0.5)
