@@ -220,9 +220,9 @@ def likeliest_order(normal: Normal, depth: int) -> Int[Array, " L"]:
 
     def share(ridge: Float[Array, ""]) -> Float[Array, " P"]:
         # Not by LAPACK: XLA's CPU threads that run it wait for one another where two programs do.
-        system = lambda s: jnp.matmul(normal.gram, s, precision=lax.Precision.HIGHEST) + ridge * s  # noqa: E731
-        scaled = lambda s: s / (jnp.diag(normal.gram) + ridge)  # noqa: E731
-        return cg(system, normal.towards, tol=ACCURACY, maxiter=ITERATIONS, M=scaled)[0]
+        system = lambda s: jnp.matmul(s, normal.gram, precision=lax.Precision.HIGHEST) + ridge * s  # noqa: E731
+        inverse = 1 / (jnp.diag(normal.gram) + ridge)
+        return cg(system, normal.towards, tol=ACCURACY, maxiter=ITERATIONS, M=lambda s: s * inverse)[0]
 
     shares = jax.vmap(share)(ridges)
     asked = jnp.concatenate([shares, *((shares > certain).astype(shares.dtype) for certain in CERTAIN)])
