@@ -154,8 +154,9 @@ def _prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> No
 
     if options.method == "auto":
         pool.submit(seeding.one_way.prepare, stack, nowhere, *shapes(SEED_ROWS), np.bool_(False))
-        start = start_straightening(nowhere), *shapes(rows_to_straighten(stack.depth)), np.float32(0), np.int32(0)
-        pool.submit(straightening.prepare, stack, *start, memory=options.memory)
+        if not is_deep(stack.depth):
+            start = start_straightening(nowhere), *shapes(rows_to_straighten(stack.depth)), np.float32(0), np.int32(0)
+            pool.submit(straightening.prepare, stack, *start, memory=options.memory)
     parts = verify.pass_parts(len(x))
     pool.submit(verify.pass_part.prepare, stack, nowhere, x, pred, np.int32(0), parts, options.memory)
     pool.submit(verify.first_order_changes.prepare, stack, nowhere, next(shapes(verify.SCREENED_ROWS)), options.memory)

@@ -184,11 +184,10 @@ def seed_order(
     """
     if name == "random":
         order = np.random.default_rng(random_seed).permutation(len(pairs))
-        return pairs[order]
-    statistics = block_statistics(stack, pairs, x)
-    if name == "greedy":
-        order = np.asarray(greedy_order(stack, pairs, x, statistics["delta_norm"], np.bool_(direction == "descending")))
+    elif name == "greedy":
+        delta_norm = block_statistics(stack, pairs, x)["delta_norm"]
+        order = np.asarray(greedy_order(stack, pairs, x, delta_norm, np.bool_(direction == "descending")))
     else:
-        statistic = np.asarray(statistics[name])
+        statistic = np.asarray(block_statistics(stack, pairs, x)[name])
         order = np.argsort(statistic if direction == "ascending" else -statistic, kind="stable")
     return pairs[order]

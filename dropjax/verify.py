@@ -80,7 +80,7 @@ def full_pass(
     of_part = partial(pass_part, stack, arrangement, x, pred, parts=parts, memory=memory)
     outputs, squares, worst = zip(*side_by_side(of_part, np.arange(parts, dtype=np.int32)), strict=True)
     whole = outputs[0] if parts == 1 else jnp.asarray(np.concatenate(outputs)[: len(x)])
-    return Pass(whole, float(sum(squares)) / pred.size, float(max(worst)))
+    return Pass(whole, float(np.sum(squares)) / pred.size, float(np.max(worst)))
 
 
 def pass_parts(rows: int) -> int:
