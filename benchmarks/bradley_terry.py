@@ -20,7 +20,7 @@ import evalica
 import numpy as np
 from scipy.special import expit
 
-from dropjax import bradley_terry
+from dropjax.ordering import bradley_terry
 
 LIMIT = 100_000
 """Iterations allowed to each of them."""

@@ -19,7 +19,8 @@ from typing import Any
 import jax
 from measuring import write_report
 
-from dropjax import console, files
+from dropjax import console
+from dropjax.runtime.writing import atomic_write, ensure_writable
 
 PARTS = ("load", "compile", "solve", "verify", "total")
 
@@ -161,7 +162,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("seconds in the process, imports not counted")
     axes.invert_yaxis()
     axes.legend(ncols=len(PARTS) - 1, loc="upper center", bbox_to_anchor=(0.5, -0.3))
-    files.atomic_write(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=150))
+    atomic_write(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=150))
     plt.close(figure)
 
 
@@ -177,7 +178,7 @@ def main() -> int:
     args = parser.parse_args()
     for path in (args.json, args.plot):
         if path is not None:
-            files.ensure_writable(path)
+            ensure_writable(path)
     seen = [args.platform] if args.platform else platforms()
     if seen == ["cpu"]:
         print("JAX sees no accelerator here: the CPU alone")

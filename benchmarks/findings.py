@@ -19,12 +19,20 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dropjax import analysis, console, device, files, pipeline, seeding, training
-from dropjax.ladder import Ladder
-from dropjax.moves import adjacent_swaps, insertions, moved, pairs_of_positions, score_arrangements, squared_error
-from dropjax.pairing import pair
-from dropjax.pipeline import Problem
-from dropjax.stack import Stack, identity_arrangement
+from dropjax import console
+from dropjax.core.stack import Stack, identity_arrangement
+from dropjax.io.loading import load
+from dropjax.make import training
+from dropjax.moves.arrangements import adjacent_swaps, insertions, moved, pairs_of_positions
+from dropjax.moves.exact import score_arrangements, squared_error
+from dropjax.ordering import seeding
+from dropjax.pairing.portfolio import pair
+from dropjax.reporting import analysis
+from dropjax.runtime import device
+from dropjax.runtime.writing import atomic_write, ensure_writable
+from dropjax.search.ladder import Ladder
+from dropjax.search.problem import Problem
+from dropjax.search.solving import solve
 
 SEARCH_ROWS = 2000
 STARTS = 12
@@ -65,10 +73,10 @@ class Subject(NamedTuple):
 @cache
 def given(path: Path) -> Subject:
     """The puzzle at `path`, solved."""
-    puzzle = files.load(path)
-    solution = pipeline.solve(puzzle)
+    puzzle = load(path)
+    solution = solve(puzzle)
     assert solution.solved, "the experiments need the answer"
-    return Subject("given puzzle", Problem.of(jax.tree.map(jnp.asarray, solution.stack), puzzle.x, puzzle.pred))
+    return Subject("given puzzle", Problem.of(solution.stack, puzzle.x, puzzle.pred))
 
 
 @cache
@@ -309,7 +317,7 @@ def appendix(path: Path) -> Iterator[Task]:
     """Appendix A's recipe on the given table, by target and batch, two seeds each: which MSE, and when signals appear."""
 
     def run(target: str, batch: int) -> dict[str, Any]:
-        puzzle, recipe = files.load(path), training.Recipe(batch=batch)
+        puzzle, recipe = load(path), training.Recipe(batch=batch)
         wanted = getattr(puzzle, target)
         few = jnp.asarray(puzzle.x[:SEARCH_ROWS])
         losses, ends, curves = [], [], []
@@ -357,7 +365,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="records, added one by one; those that it holds are kept")
     args = parser.parse_args()
     if args.json is not None:
-        files.ensure_writable(args.json)
+        ensure_writable(args.json)
     device.configure()
     records = json.loads(args.json.read_text())["rows"] if args.json is not None and args.json.exists() else []
     for name in args.only:
@@ -371,7 +379,7 @@ def main() -> int:
                 records.append(record)
                 if args.json is not None:
                     text = json.dumps({"rows": records}, indent=1)
-                    files.atomic_write(args.json, lambda path, text=text: path.write_text(text))
+                    atomic_write(args.json, lambda path, text=text: path.write_text(text))
             shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items() if k != "curves")
             print("  ".join(shown), flush=True)
     return 0

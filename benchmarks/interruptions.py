@@ -16,10 +16,15 @@ from typing import Any
 from measuring import write_report
 
 import dropjax
-from dropjax import console, device, files, pipeline
-from dropjax.journal import Journal, Levels, digest, read_checkpoint
-from dropjax.pairing import CHOICES
-from dropjax.puzzle import Puzzle
+from dropjax import console
+from dropjax.core.options import Options
+from dropjax.core.puzzle import Puzzle
+from dropjax.io.loading import load
+from dropjax.pairing.signals import CHOICES
+from dropjax.runtime import device
+from dropjax.runtime.journal import Journal, Levels, digest, read_checkpoint
+from dropjax.runtime.writing import ensure_writable
+from dropjax.search.solving import identity
 
 Place = tuple[int, ...]
 """Calls ended at each level."""
@@ -42,9 +47,9 @@ class Recording(Journal):
         self.digests[place(self.levels)] = digest(self.levels)
 
 
-def uninterrupted(puzzle: Puzzle, options: pipeline.Options, seconds: float) -> dict[Place, str]:
+def uninterrupted(puzzle: Puzzle, options: Options, seconds: float) -> dict[Place, str]:
     """The digests of a search, place by place."""
-    recording = Recording(pipeline.identity(puzzle, options))
+    recording = Recording(identity(puzzle, options))
     solution = dropjax.solve(puzzle, options, journal=recording, time_limit=seconds)
     if solution.stop_reason != "time limit":
         raise SystemExit(f"expected a puzzle that takes more than {seconds:g} s, got one that ended: {solution.stop_reason}")
@@ -79,10 +84,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     if args.json is not None:
-        files.ensure_writable(args.json)
+        ensure_writable(args.json)
     device.configure()
-    puzzle = files.load(args.puzzle)
-    options = pipeline.Options(pairing=args.pairing)
+    puzzle = load(args.puzzle)
+    options = Options(pairing=args.pairing)
     expected = uninterrupted(puzzle, options, args.seconds)
     chance = random.Random(args.seed)
     rows: list[dict[str, Any]] = []
@@ -96,7 +101,7 @@ def main() -> int:
             if not killed([*command, *resume], moment):
                 path.unlink()
                 continue
-            levels = read_checkpoint(path, pipeline.identity(puzzle, options)) if path.exists() else [[]]
+            levels = read_checkpoint(path, identity(puzzle, options)) if path.exists() else [[]]
             at = place(levels)
             if at > max(expected):
                 print(f"at {at}, beyond the uninterrupted search: from the start again", flush=True)

@@ -16,10 +16,19 @@ import numpy as np
 from measuring import machine, matmul_flop_per_s, median_seconds, write_report
 
 import dropjax
-from dropjax import console, device, files, moves, pairing, seeding, verify
-from dropjax.analysis import rank_correlation
-from dropjax.pipeline import Problem
-from dropjax.puzzle import Puzzle
+from dropjax import console
+from dropjax.core.puzzle import Puzzle
+from dropjax.io.loading import example, load
+from dropjax.moves.arrangements import SWAP, adjacent_swaps, moved, pairs_of_positions
+from dropjax.moves.exact import score_arrangements, score_moves
+from dropjax.moves.first_order import linearise, pair_swap_changes, score_first_order
+from dropjax.ordering import seeding
+from dropjax.pairing.ratio import traces_and_norms
+from dropjax.reporting.analysis import rank_correlation
+from dropjax.runtime import device, mesh
+from dropjax.runtime.writing import ensure_writable
+from dropjax.search import verify
+from dropjax.search.problem import Problem
 
 ROWS = 2000
 """Of the searches' kernels; forward passes over the whole table take all."""
@@ -37,7 +46,7 @@ class Kernel(NamedTuple):
 
 def kernels(puzzle: Puzzle, repeats: int, rows_too: int | None = None) -> Iterator[Kernel]:
     """Every kernel on this puzzle, from the delta-norm seed order; a pass over the table repeated to `rows_too`, too."""
-    stack = puzzle.stack()
+    stack = mesh.put(puzzle.stack())
     depth, hidden, width = puzzle.w_in.shape
     problem = Problem.of(stack, puzzle.x, puzzle.pred)
     few = problem.first(ROWS)
@@ -54,7 +63,7 @@ def kernels(puzzle: Puzzle, repeats: int, rows_too: int | None = None) -> Iterat
     yield Kernel(
         "pairing: traces and norms",
         0,
-        time(lambda: pairing.traces_and_norms(stack.w_in, stack.w_out)),
+        time(lambda: traces_and_norms(stack.w_in, stack.w_out)),
         depth**2 * 2.0 * (width * hidden + hidden**2) + 4.0 * depth * hidden**2 * width,
     )
     yield Kernel(
@@ -72,14 +81,14 @@ def kernels(puzzle: Puzzle, repeats: int, rows_too: int | None = None) -> Iterat
             depth * block * rows_too,
         )
         del long
-    linearise = jax.jit(moves.linearise)
+    states_and_adjoints = jax.jit(linearise)
     both_ways = depth * 2.5 * block * rows
-    yield Kernel("trajectory and adjoints", rows, time(lambda: linearise(stack, order, few.x)), both_ways)
+    yield Kernel("trajectory and adjoints", rows, time(lambda: states_and_adjoints(stack, order, few.x)), both_ways)
     flips = 4.0 * depth**2 * width * rows
     yield Kernel(
         "first order: swaps, insertions, neighbours",
         rows,
-        time(lambda: moves.score_first_order(stack, order, few.x, few.pred)),
+        time(lambda: score_first_order(stack, order, few.x, few.pred)),
         both_ways + (depth - 1) * 2 * block * rows + flips,
     )
 
@@ -87,7 +96,7 @@ def kernels(puzzle: Puzzle, repeats: int, rows_too: int | None = None) -> Iterat
 
     @jax.jit
     def pair_swaps(x):
-        return jnp.mean(moves.pair_swap_changes(stack, there, moves.linearise(stack, there, x)) ** 2, axis=(2, 3))
+        return jnp.mean(pair_swap_changes(stack, there, linearise(stack, there, x)) ** 2, axis=(2, 3))
 
     fewer = few.x[:256]
     per_pair = 2.0 * width * hidden + 2.0 * hidden
@@ -97,25 +106,25 @@ def kernels(puzzle: Puzzle, repeats: int, rows_too: int | None = None) -> Iterat
         time(lambda: pair_swaps(fewer)),
         (depth**2 * per_pair + depth * 2.5 * block) * len(fewer),
     )
-    adjacent = moves.adjacent_swaps(depth)
+    adjacent = adjacent_swaps(depth)
     yield Kernel(
         "exact: swaps of neighbours",
         rows,
-        time(lambda: moves.score_moves(stack, order, adjacent, few.x, few.pred, together=together)),
+        time(lambda: score_moves(stack, order, adjacent, few.x, few.pred, together=together)),
         (depth * (depth + 1) / 2 - 1) * block * rows,
     )
-    swaps = moves.pairs_of_positions(depth, moves.SWAP)
+    swaps = pairs_of_positions(depth, SWAP)
     yield Kernel(
         "exact: all swaps, shared prefixes",
         rows,
-        median_seconds(lambda: moves.score_moves(stack, order, swaps, few.x, few.pred, together=together), 1),
+        median_seconds(lambda: score_moves(stack, order, swaps, few.x, few.pred, together=together), 1),
         depth * (depth**2 - 1) / 3 * block * rows,
     )
-    whole = np.asarray(jax.vmap(moves.moved, (None, 0))(order, jnp.asarray(swaps)))
+    whole = np.asarray(jax.vmap(moved, (None, 0))(order, jnp.asarray(swaps)))
     yield Kernel(
         "exact: all swaps, naive",
         rows,
-        median_seconds(lambda: moves.score_arrangements(stack, whole, few.x, few.pred, together=together), 1),
+        median_seconds(lambda: score_arrangements(stack, whole, few.x, few.pred, together=together), 1),
         len(swaps) * depth * block * rows,
     )
     dropjax.solve(puzzle)
@@ -132,15 +141,15 @@ def kernels(puzzle: Puzzle, repeats: int, rows_too: int | None = None) -> Iterat
 
 def correlations(puzzle: Puzzle) -> dict[str, float]:
     """How well first-order scores rank the moves as exact scores do, from the delta-norm seed order."""
-    stack = puzzle.stack()
+    stack = mesh.put(puzzle.stack())
     partner = dropjax.pair(stack.w_in, stack.w_out).partner
     pairs = np.stack([np.arange(puzzle.depth), partner], axis=1).astype(np.int32)
     x, pred = jnp.asarray(puzzle.x[:ROWS]), jnp.asarray(puzzle.pred[:ROWS])
     order = seeding.seed_order("delta_norm", "ascending", stack, pairs, x)
-    scores = moves.score_first_order(stack, order, x, pred)
-    swaps, adjacent = moves.pairs_of_positions(puzzle.depth, moves.SWAP), moves.adjacent_swaps(puzzle.depth)
-    exact = np.asarray(moves.score_moves(stack, order, swaps, x, pred)) - float(scores.mse)
-    near = np.asarray(moves.score_moves(stack, order, adjacent, x, pred)) - float(scores.mse)
+    scores = score_first_order(stack, order, x, pred)
+    swaps, adjacent = pairs_of_positions(puzzle.depth, SWAP), adjacent_swaps(puzzle.depth)
+    exact = np.asarray(score_moves(stack, order, swaps, x, pred)) - float(scores.mse)
+    near = np.asarray(score_moves(stack, order, adjacent, x, pred)) - float(scores.mse)
     predicted = np.asarray(scores.far[2])[swaps[:, 1], swaps[:, 2]]
     return {
         "swaps": rank_correlation(predicted, exact),
@@ -159,10 +168,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     if args.json is not None:
-        files.ensure_writable(args.json)
+        ensure_writable(args.json)
     device.configure(args.platform)
     device.ensure_usable()
-    puzzle = files.load(args.puzzle) if args.puzzle else files.example()
+    puzzle = load(args.puzzle) if args.puzzle else example()
     depth, hidden, width = puzzle.w_in.shape
     limit = matmul_flop_per_s(args.repeats)
     print(f"{machine()['processor']}, {device.describe()}, {device.PRECISION}")

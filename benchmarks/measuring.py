@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dropjax import device, files
+from dropjax.runtime import device
+from dropjax.runtime.writing import atomic_write
 
 SQUARES = (1024, 2048, 4096)
 """Sizes of the square float32 products whose best rate is the machine's limit."""
@@ -61,4 +62,4 @@ def write_report(path: Path | None, rows: Sequence[Any], **more: Any) -> None:
     """The JSON of a benchmark: machine, versions, what `more` there is, and its rows. Nothing where no path was given."""
     if path is not None:
         report = {"machine": machine(), "versions": versions(), **more, "rows": rows}
-        files.atomic_write(path, lambda temporary: temporary.write_text(json.dumps(report, indent=1)))
+        atomic_write(path, lambda temporary: temporary.write_text(json.dumps(report, indent=1)))

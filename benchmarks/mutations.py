@@ -34,10 +34,17 @@ import torch
 from measuring import write_report
 from safetensors.torch import save_file
 
-from dropjax import checkpoints, console, files
-from dropjax.convert import read_pth
-from dropjax.journal import read_checkpoint, write_checkpoint
-from dropjax.puzzle import InputError, Puzzle
+from dropjax import console
+from dropjax.core.errors import InputError
+from dropjax.core.puzzle import Puzzle
+from dropjax.io import checkpoints
+from dropjax.io.arguments import read_permutation, read_roles
+from dropjax.io.converted import write_converted
+from dropjax.io.folders import TABLE, write_folder
+from dropjax.io.loading import load
+from dropjax.io.pytorch import read_pth
+from dropjax.runtime.journal import read_checkpoint, write_checkpoint
+from dropjax.runtime.writing import ensure_writable
 
 SECONDS = 5.0
 """One file may take this long to be read or refused."""
@@ -102,7 +109,7 @@ def kinds(folder: Path) -> list[Kind]:
     layers = {name.replace(".w", ".weight").replace(".b", ".bias"): a for name, a in layers.items()}
 
     def place(name: str) -> Path:
-        files.write_folder(puzzle, folder / name)
+        write_folder(puzzle, folder / name)
         return folder / name
 
     def whole(name: str, end: str) -> Path:
@@ -115,11 +122,11 @@ def kinds(folder: Path) -> list[Kind]:
     zipped, legacy, table, gz = (place(name) for name in ("zip", "legacy", "table", "gzip"))
     half = dict(zip(("weight", "bias"), map(torch.tensor, puzzle.pieces[0]), strict=True))
     torch.save(half, legacy / "pieces/piece_0.pth", _use_new_zipfile_serialization=False)
-    (gz / files.TABLE).write_bytes(gzip.compress((gz / files.TABLE).read_bytes()))
+    (gz / TABLE).write_bytes(gzip.compress((gz / TABLE).read_bytes()))
     all_tensors, all_pth = whole("tensors", ".safetensors"), whole("whole", ".pth")
     converted, model, old_model = folder / "converted.safetensors", folder / "model.safetensors", folder / "model.pth"
     roles, permutation, index = folder / "roles.json", folder / "permutation.txt", folder / "model.safetensors.index.json"
-    files.write_converted(puzzle, converted)
+    write_converted(puzzle, converted)
     mlps = {f"layers.{k}.{n}.weight": torch.randn(s) for k in range(2) for n, s in (("up", (12, 4)), ("down", (4, 12)))}
     save_file(mlps, model)
     torch.save({"state_dict": mlps, "epoch": 3}, old_model)
@@ -127,8 +134,8 @@ def kinds(folder: Path) -> list[Kind]:
     permutation.write_text("0,1,2,3,4")
     index.write_text(json.dumps({"metadata": {"total_size": 768}, "weight_map": dict.fromkeys(mlps, model.name)}))
 
-    def load(path: Path) -> Callable[[], Any]:
-        return lambda: files.load(path)
+    def loading(path: Path) -> Callable[[], Any]:
+        return lambda: load(path)
 
     def pair(path: Path) -> Callable[[], Any]:
         def read() -> None:
@@ -144,28 +151,28 @@ def kinds(folder: Path) -> list[Kind]:
     write_checkpoint(search, [[results, results], [results]], {"puzzle": "this"})
     piece = zipped / "pieces/piece_0.pth"
     found = [
-        Kind("piece .pth", piece, load(zipped)),
+        Kind("piece .pth", piece, loading(zipped)),
         Kind("piece .pth, checksums right", piece, lambda: read_pth(piece), repacked),
-        Kind("piece .pth, older", legacy / "pieces/piece_0.pth", load(legacy)),
-        Kind("all layers .pth, checksums right", all_pth / "all.pth", load(all_pth), repacked),
-        Kind("all layers .safetensors", all_tensors / "all.safetensors", load(all_tensors)),
-        Kind("all layers, header", all_tensors / "all.safetensors", load(all_tensors), reheaded),
-        Kind("converted .safetensors", converted, load(converted)),
-        Kind("converted, header", converted, load(converted), reheaded),
+        Kind("piece .pth, older", legacy / "pieces/piece_0.pth", loading(legacy)),
+        Kind("all layers .pth, checksums right", all_pth / "all.pth", loading(all_pth), repacked),
+        Kind("all layers .safetensors", all_tensors / "all.safetensors", loading(all_tensors)),
+        Kind("all layers, header", all_tensors / "all.safetensors", loading(all_tensors), reheaded),
+        Kind("converted .safetensors", converted, loading(converted)),
+        Kind("converted, header", converted, loading(converted), reheaded),
         Kind("checkpoint .pth, checksums right", old_model, pair(old_model), repacked),
         Kind("checkpoint .safetensors", model, pair(model)),
         Kind("checkpoint, header", model, pair(model), reheaded),
         Kind("checkpoint index", index, pair(index)),
-        Kind("CSV", table / files.TABLE, load(table)),
-        Kind("gzip CSV", gz / files.TABLE, load(gz)),
-        Kind("gzip CSV, checksum right", gz / files.TABLE, load(gz), regzipped),
-        Kind("roles", roles, lambda: files.load(zipped, files.read_roles(roles))),
+        Kind("CSV", table / TABLE, loading(table)),
+        Kind("gzip CSV", gz / TABLE, loading(gz)),
+        Kind("gzip CSV, checksum right", gz / TABLE, loading(gz), regzipped),
+        Kind("roles", roles, lambda: load(zipped, read_roles(roles))),
         Kind("search checkpoint", search, lambda: read_checkpoint(search, {"puzzle": "this"})),
         Kind("search checkpoint, header", search, lambda: read_checkpoint(search, {"puzzle": "this"}), reheaded),
-        Kind("permutation", permutation, lambda: puzzle.arrangement(files.read_permutation(permutation))),
+        Kind("permutation", permutation, lambda: puzzle.arrangement(read_permutation(permutation))),
     ]
     if importlib.util.find_spec("pyarrow"):
-        found.append(Kind("Parquet", *parquet(place("parquet"), load)))
+        found.append(Kind("Parquet", *parquet(place("parquet"), loading)))
     return found
 
 
@@ -175,10 +182,10 @@ def parquet(folder: Path, load: Callable[[Path], Callable[[], Any]]) -> tuple[Pa
     from pyarrow import parquet
 
     path = folder / "historical_data.parquet"
-    names = (folder / files.TABLE).read_text().splitlines()[0].split(",")
-    values = np.loadtxt(folder / files.TABLE, delimiter=",", skiprows=1)
+    names = (folder / TABLE).read_text().splitlines()[0].split(",")
+    values = np.loadtxt(folder / TABLE, delimiter=",", skiprows=1)
     parquet.write_table(pyarrow.table({name: values[:, k] for k, name in enumerate(names)}), path)
-    (folder / files.TABLE).unlink()
+    (folder / TABLE).unlink()
     return path, load(folder)
 
 
@@ -362,7 +369,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     if args.json is not None:
-        files.ensure_writable(args.json)
+        ensure_writable(args.json)
     with tempfile.TemporaryDirectory() as folder:
         tallies = {kind.name: Tally(kind.name) for kind in kinds(Path(folder))}
     start, shown = time.perf_counter(), 0.0

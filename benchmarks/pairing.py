@@ -22,7 +22,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from dropjax import checkpoints, device, files, pairing
+from dropjax.io import checkpoints
+from dropjax.pairing.evidence import Arrays
+from dropjax.pairing.portfolio import portfolio
+from dropjax.runtime import device
+from dropjax.runtime.writing import atomic_write
 
 SHOWN = ("ddr", "squared_cosines", "norms")
 Change = Callable[[np.ndarray, np.ndarray, float, np.random.Generator], tuple[np.ndarray, np.ndarray]]
@@ -144,9 +148,9 @@ def invariances(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name, (change, unit, strengths) in CHANGES.items():
         for strength in strengths:
             x, y = change(a.copy(), b.copy(), strength, np.random.default_rng(args.random_seed))
-            changed = pairing.Arrays(x.astype(np.float32), np.swapaxes(y[order], 1, 2).astype(np.float32))
+            changed = Arrays(x.astype(np.float32), np.swapaxes(y[order], 1, 2).astype(np.float32))
             for signal in SHOWN:
-                found = pairing.portfolio(changed, (signal,), shuffles=args.shuffles)
+                found = portfolio(changed, (signal,), shuffles=args.shuffles)
                 yield {
                     "kind": "invariances",
                     "change": name,
@@ -178,7 +182,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes.invert_xaxis()
     figure.axes[0].set_ylabel("least certainty (dotted: clear)")
     figure.axes[0].legend()
-    files.atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
 def machine() -> str:
@@ -226,7 +230,7 @@ def main() -> None:
     if args.json:
         versions = {name: version(name) for name in ("dropjax", "jax", "numpy", "scipy", "safetensors")}
         record = {"machine": machine(), "versions": versions, "rows": rows}
-        files.atomic_write(args.json, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+        atomic_write(args.json, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
 
 
 if __name__ == "__main__":

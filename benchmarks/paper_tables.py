@@ -8,11 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from dropjax import bradley_terry, console, device, files, seeding
-from dropjax.moves import score_arrangements
-from dropjax.pairing import diagonal_dominance, match
-from dropjax.pipeline import Problem, swap_gaps
-from dropjax.repair import Repaired, bubble_repair
+from dropjax import console
+from dropjax.io.loading import load
+from dropjax.moves.exact import score_arrangements
+from dropjax.ordering import bradley_terry, seeding
+from dropjax.ordering.bubble import Repaired, bubble_repair
+from dropjax.pairing.ratio import diagonal_dominance, match
+from dropjax.runtime import device
+from dropjax.runtime.writing import atomic_write, ensure_writable
+from dropjax.search.problem import Problem
+from dropjax.search.solving import swap_gaps
 
 SEARCH_ROWS = 2000
 """The paper's N_cmp: searches and delta-norm look at the table's first rows; every MSE reported is over all of them."""
@@ -94,7 +99,7 @@ def ranking(gaps: Float[np.ndarray, "L L"], places: Int[np.ndarray, " L"]) -> tu
 
 def measure(path: Path) -> dict[str, Any]:
     """All of it, for the puzzle at `path`."""
-    puzzle = files.load(path)
+    puzzle = load(path)
     problem = Problem.of(puzzle.stack(), puzzle.x, puzzle.pred)
     few = problem.first(SEARCH_ROWS)
     score, trace = diagonal_dominance(puzzle.w_in, puzzle.w_out)
@@ -168,12 +173,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     if args.json is not None:
-        files.ensure_writable(args.json)
+        ensure_writable(args.json)
     device.configure()
     ours = measure(args.puzzle)
     show(ours)
     if args.json is not None:
-        files.atomic_write(args.json, lambda path: path.write_text(json.dumps(ours, indent=1)))
+        atomic_write(args.json, lambda path: path.write_text(json.dumps(ours, indent=1)))
     return 0
 
 

@@ -16,9 +16,15 @@ from jaxtyping import Int
 from measuring import write_report
 
 import dropjax
-from dropjax import console, device, files, training
-from dropjax.puzzle import Puzzle
-from dropjax.training import Recipe
+from dropjax import console
+from dropjax.core.puzzle import Puzzle
+from dropjax.io.arguments import read_permutation
+from dropjax.io.converted import write_converted
+from dropjax.io.loading import load
+from dropjax.make import training
+from dropjax.make.training import Recipe
+from dropjax.runtime import device
+from dropjax.runtime.writing import atomic_write, ensure_writable
 
 METHODS = ("paper", "auto")
 
@@ -74,9 +80,9 @@ def trained(entry: Entry, seed: int, table: Puzzle | None, folder: Path) -> tupl
         (stack,) = training.train(entry.recipe, x, true, [seed])
         puzzle, permutation = training.drop(stack, x, true, seed)
         puzzle = handed_out(puzzle, entry)
-        files.write_converted(puzzle, path)
-        files.atomic_write(answer, lambda path: path.write_text(",".join(map(str, permutation))))
-    return files.load(path), files.read_permutation(answer)
+        write_converted(puzzle, path)
+        atomic_write(answer, lambda path: path.write_text(",".join(map(str, permutation))))
+    return load(path), read_permutation(answer)
 
 
 def handed_out(puzzle: Puzzle, entry: Entry) -> Puzzle:
@@ -123,7 +129,7 @@ def rows(suite: Sequence[Entry], seeds: int, table: Puzzle | None, folder: Path,
                 kept = folder / f"{entry.name}-{seed}-{method}.json"
                 if not kept.exists():
                     record = row(entry, seed, method, puzzle, answer, limit)
-                    files.atomic_write(kept, lambda path, record=record: path.write_text(json.dumps(record)))
+                    atomic_write(kept, lambda path, record=record: path.write_text(json.dumps(record)))
                 yield json.loads(kept.read_text())
 
 
@@ -140,7 +146,7 @@ def main() -> int:
     parser.add_argument("--time-limit", type=float, default=870, metavar="SECONDS", help="of each solve (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    files.ensure_writable(args.folder, folder=True)
+    ensure_writable(args.folder, folder=True)
     args.folder.mkdir(parents=True, exist_ok=True)
     device.configure()
     suite = [
@@ -148,7 +154,7 @@ def main() -> int:
         for entry in SUITE
         if entry.name == args.only or (args.only is None and (not args.short or entry.name in SHORT))
     ]
-    table = None if args.table is None else files.load(args.table)
+    table = None if args.table is None else load(args.table)
     print(f"{'recipe':<16}{'seed':>5}  {'method':<7}{'outcome':<18}{'pairs':>9}{'places':>9}{'MSE/var':>10}{'seconds':>9}")
     found = []
     for record in rows(suite, 1 if args.short else args.seeds, table, args.folder, args.time_limit):

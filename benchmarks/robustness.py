@@ -13,9 +13,13 @@ import numpy as np
 from measuring import write_report
 
 import dropjax
-from dropjax import console, device, files, seeding
-from dropjax.pairing import CHOICES, pair
-from dropjax.puzzle import Puzzle
+from dropjax import console
+from dropjax.core.puzzle import Puzzle
+from dropjax.io.loading import example, load
+from dropjax.ordering import seeding
+from dropjax.pairing.portfolio import pair
+from dropjax.pairing.signals import CHOICES
+from dropjax.runtime import device
 
 ENOUGH = 0.9
 """Share of the pairs that a signal has to find to be tried."""
@@ -62,7 +66,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     device.configure()
-    puzzle = files.example() if args.puzzle is None else files.load(args.puzzle)
+    puzzle = example() if args.puzzle is None else load(args.puzzle)
     found = []
     for group in (starts(args.random), signals(puzzle)):
         for options in group:

@@ -18,7 +18,13 @@ import numpy as np
 from measuring import median_seconds, write_report
 from rich.progress import track
 
-from dropjax import console, device, files, moves, train
+from dropjax import console
+from dropjax.io.arguments import read_permutation
+from dropjax.io.loading import load
+from dropjax.moves.first_order import score_first_order
+from dropjax.runtime import device, mesh
+from dropjax.runtime.writing import atomic_write, ensure_writable
+from dropjax.train.__main__ import main as train
 
 MIB = 1 << 20
 
@@ -66,7 +72,7 @@ def made(point: Point, folder: Path) -> Path:
     if not (path.exists() and answer_of(path).exists()):
         recipe = ("--planted", f"--keep-rows={point.N}") if point.kind == "planted" else RECIPE
         shape = {"depth": point.L, "width": point.d, "hidden": 2 * point.d, "rows": max(point.N, 10_000)}
-        train.main([str(path), "--quiet", *recipe, *(f"--{name}={value}" for name, value in shape.items())])
+        train([str(path), "--quiet", *recipe, *(f"--{name}={value}" for name, value in shape.items())])
     return path
 
 
@@ -103,11 +109,11 @@ def record(point: Point, folder: Path, limit: float) -> dict[str, Any]:
     """One row of the report."""
     path = made(point, folder)
     result = solved(path, limit)
-    answer = files.read_permutation(answer_of(path))
+    answer = read_permutation(answer_of(path))
     stages = result["stages"]
     seconds = {name: sum(stage["seconds"] for stage in stages if stage["name"] == name) for name in ("pairing", "verify")}
-    puzzle = files.load(path)
-    stack, order = puzzle.stack(), puzzle.arrangement(answer)
+    puzzle = load(path)
+    stack, order = mesh.put(puzzle.stack()), puzzle.arrangement(answer)
     few = jax.device_put((puzzle.x[:2000], puzzle.pred[:2000]))
     return {
         "kind": point.kind,
@@ -119,7 +125,7 @@ def record(point: Point, folder: Path, limit: float) -> dict[str, Any]:
         "order": sum(stage["seconds"] for stage in stages) - sum(seconds.values()),
         "verify": seconds["verify"],
         "total": result["seconds"]["solve"] + result["seconds"]["verify"],
-        "first_order": median_seconds(lambda: moves.score_first_order(stack, order, *few), 3),
+        "first_order": median_seconds(lambda: score_first_order(stack, order, *few), 3),
         "evaluations": sum(stage["evaluations"] for stage in stages),
         "peak_bytes": result["peak_bytes"],
         "data_bytes": path.stat().st_size,
@@ -135,7 +141,7 @@ def kept(point: Point, folder: Path, limit: float) -> dict[str, Any]:
     path = folder / f"{point.name}-record.json"
     if not path.exists():
         found = record(point, folder, limit)
-        files.atomic_write(path, lambda to: to.write_text(json.dumps(found)))
+        atomic_write(path, lambda to: to.write_text(json.dumps(found)))
     return json.loads(path.read_text())
 
 
@@ -179,7 +185,7 @@ def plot(rows: Sequence[dict[str, Any]], slopes: dict[str, dict[str, float]], pa
         axes.set_xlabel({"L": "blocks L", "d": "features d", "N": "rows N"}[axis])
         axes.legend(fontsize=7)
     panels[0].set_ylabel("seconds")
-    files.atomic_write(path, lambda to: figure.savefig(to, format=path.suffix[1:] or "png", dpi=150))
+    atomic_write(path, lambda to: figure.savefig(to, format=path.suffix[1:] or "png", dpi=150))
     plt.close(figure)
 
 
@@ -198,8 +204,8 @@ def main() -> int:
     args = parser.parse_args()
     for path in (args.json, args.plot):
         if path is not None:
-            files.ensure_writable(path)
-    files.ensure_writable(args.folder, folder=True)
+            ensure_writable(path)
+    ensure_writable(args.folder, folder=True)
     args.folder.mkdir(parents=True, exist_ok=True)
     device.configure()
     todo = [point for point in points(args.short, args.trained) if args.deepest >= point.L]

@@ -17,7 +17,12 @@ from typing import Any
 from measuring import machine, write_report
 
 import dropjax
-from dropjax import console, device, files, training
+from dropjax import console
+from dropjax.io.converted import write_converted
+from dropjax.io.loading import load
+from dropjax.make import training
+from dropjax.runtime import device
+from dropjax.runtime.writing import ensure_writable
 
 RECIPE = training.Recipe(depth=24, optimizer="adamw", rate=1e-3, decay=0.1, epochs=20, batch=64)
 WIDTH = 48
@@ -35,7 +40,7 @@ def trained(folder: Path, count: int) -> list[Path]:
         seeds = missing[first : first + AT_ONCE]
         for seed, stack in zip(seeds, training.train(RECIPE, x, true, seeds), strict=True):
             puzzle, _ = training.drop(stack, x, true, seed)
-            files.write_converted(puzzle, paths[seed])
+            write_converted(puzzle, paths[seed])
         print(f"trained {seeds[-1] + 1} of {count}", file=sys.stderr)
     return list(paths.values())
 
@@ -82,12 +87,12 @@ def main() -> int:
     args = parser.parse_args()
     if not 1 <= args.processes < args.count:
         parser.error(f"--processes: expected 1 to {args.count - 1}, got {args.processes}")
-    files.ensure_writable(args.folder, folder=True)
+    ensure_writable(args.folder, folder=True)
     if args.json is not None:
-        files.ensure_writable(args.json)
+        ensure_writable(args.json)
     args.folder.mkdir(parents=True, exist_ok=True)
     paths = trained(args.folder, args.count)
-    puzzles = [files.load(path) for path in paths]
+    puzzles = [load(path) for path in paths]
     device.configure(cache=False)
     print(
         f"{machine()['processor']}, {device.describe()}; {args.count} trained stacks of {RECIPE.depth} blocks, {ROWS:,} rows"

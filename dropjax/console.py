@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from dropjax.pipeline import Progress
-from dropjax.puzzle import InputError
-from dropjax.solution import Stage
+from dropjax.core.errors import InputError
+from dropjax.core.protocols import Progress
+from dropjax.core.solution import Stage
 
 SOLVED, NOT_SOLVED, BAD_INPUT = range(3)
 """Exit statuses."""

@@ -10,8 +10,8 @@ import pdoc
 
 import dropjax
 
-COMMANDS = {"pair", "solve"}
-"""Modules in whose place `import` puts a function of that name."""
+COMMANDS = {"dropjax.pair", "dropjax.report", "dropjax.solve", "dropjax.train"}
+"""Packages of the command lines: those who import dropjax have functions in their place."""
 
 
 def main() -> int:
@@ -19,11 +19,11 @@ def main() -> int:
     if len(sys.argv) != 2:
         print("error: expected the folder to write, alone", file=sys.stderr)
         return 2
-    names = [f"dropjax.{m.name}" for m in pkgutil.iter_modules(dropjax.__path__) if m.name not in COMMANDS]
-    for name in names:
-        importlib.import_module(name)  # before warnings are errors: what other libraries warn of is not ours
+    packages = [m.name for m in pkgutil.iter_modules(dropjax.__path__, "dropjax.") if m.name not in COMMANDS]
+    for module in pkgutil.walk_packages(dropjax.__path__, "dropjax."):
+        importlib.import_module(module.name)  # before warnings are errors: what other libraries warn of is not ours
     warnings.simplefilter("error")
-    pdoc.pdoc("dropjax", *names, *(f"!dropjax.{name}" for name in COMMANDS), output_directory=Path(sys.argv[1]))
+    pdoc.pdoc("dropjax", *packages, *(f"!{name}$" for name in sorted(COMMANDS)), output_directory=Path(sys.argv[1]))
     return 0
 
 

@@ -4,8 +4,11 @@ import argparse
 import sys
 from typing import NoReturn
 
-from dropjax import files
-from dropjax.puzzle import InputError
+from dropjax.core.errors import InputError
+from dropjax.io.arguments import read_roles
+from dropjax.io.converted import write_converted
+from dropjax.io.folders import read_folder
+from dropjax.runtime.writing import ensure_writable
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,9 +29,9 @@ def main() -> int:
     )
     options = parser.parse_args()
     try:
-        files.ensure_writable(options.out)
-        puzzle = files.read_folder(options.folder, options.roles and files.read_roles(options.roles))
-        files.write_converted(puzzle, options.out)
+        ensure_writable(options.out)
+        puzzle = read_folder(options.folder, options.roles and read_roles(options.roles))
+        write_converted(puzzle, options.out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dropjax.puzzle import Puzzle
-from dropjax.stack import Stack, replay
+from dropjax.core.puzzle import Puzzle
+from dropjax.core.stack import Stack, replay
 
 
 def random_puzzle(

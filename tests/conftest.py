@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dropjax.puzzle import Puzzle
+from dropjax.core.puzzle import Puzzle
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +20,6 @@ def real_folder() -> Path:
 @pytest.fixture(scope="session")
 def real_puzzle(real_folder: Path) -> Puzzle:
     """The real puzzle, read once."""
-    from dropjax import files
+    from dropjax.io.loading import load
 
-    return files.load(real_folder)
+    return load(real_folder)

@@ -426,9 +426,9 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:
     """The sound puzzle's arrays, as a converted file names them."""
-    from dropjax import files
+    from dropjax.io.folders import read_folder
 
-    puzzle = files.read_folder(folder)
+    puzzle = read_folder(folder)
     named = {f"piece_{n}.{k}": a for n, wb in puzzle.pieces.items() for k, a in zip(("weight", "bias"), wb, strict=True)}
     return named | {"table.x": puzzle.x, "table.pred": puzzle.pred}
 

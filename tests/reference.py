@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from dropjax.stack import Stack
+from dropjax.core.stack import Stack
 
 SHAPES = [(2, 3, 5, 1), (5, 6, 4, 2), (7, 4, 9, 1)]
 """(L, d, h, o) that the property tests draw from; each is compiled once."""

@@ -8,10 +8,10 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dropjax import analysis
-from dropjax.pairing import diagonal_dominance
-from dropjax.pipeline import Problem
-from dropjax.stack import identity_arrangement
+from dropjax.core.stack import identity_arrangement
+from dropjax.pairing.ratio import diagonal_dominance
+from dropjax.reporting import analysis
+from dropjax.search.problem import Problem
 
 L, D, H = 4, 5, 7
 permutations = st.integers(1, 9).flatmap(lambda n: st.permutations(list(range(n))))

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import reference
 
-from dropjax import anneal, moves
+from dropjax.moves.arrangements import SWAP, insertions, moved, pairs_of_positions
+from dropjax.ordering import annealing
 
 L, D, H = 7, 4, 9
 
@@ -18,9 +19,9 @@ def drawn(seed, rows=64):
 
 
 def annealed(stack, start, x, pred, seed=0, hot=1e-2, cold=1e-6, rounds=300, most=1 << 20):
-    return anneal.anneal_rounds(
+    return annealing.anneal_rounds(
         stack,
-        anneal.start_annealing(start, seed),
+        annealing.start_annealing(start, seed),
         x,
         pred,
         *(np.float32(t) for t in (hot, cold)),
@@ -58,9 +59,9 @@ def test_the_same_seed_gives_the_same_order_and_another_another_path():
 def test_a_schedule_in_parts_is_the_schedule():
     stack, _, x, pred, start = drawn(7)
     whole = annealed(stack, start, x, pred, rounds=30)
-    at = anneal.start_annealing(start, 0)
+    at = annealing.start_annealing(start, 0)
     for _ in range(3):
-        at = anneal.anneal_rounds(stack, at, x, pred, np.float32(1e-2), np.float32(1e-6), np.int32(30), np.int32(10))
+        at = annealing.anneal_rounds(stack, at, x, pred, np.float32(1e-2), np.float32(1e-6), np.int32(30), np.int32(10))
     np.testing.assert_array_equal(at.arrangement, whole.arrangement)
     assert int(at.rounds) == int(whole.rounds) == 30
 
@@ -68,9 +69,9 @@ def test_a_schedule_in_parts_is_the_schedule():
 def test_without_heat_no_accepted_move_raises_the_mse():
     stack, _, x, pred, start = drawn(8)
     before = np.inf
-    at = anneal.start_annealing(start, 0)
+    at = annealing.start_annealing(start, 0)
     for _ in range(15):
-        at = anneal.anneal_rounds(stack, at, x, pred, np.float32(1e-12), np.float32(1e-12), np.int32(15), np.int32(1))
+        at = annealing.anneal_rounds(stack, at, x, pred, np.float32(1e-12), np.float32(1e-12), np.int32(15), np.int32(1))
         assert float(at.mse) <= before + 1e-9
         before = float(at.mse)
 
@@ -79,12 +80,12 @@ def test_drawn_moves_do_not_overlap_and_stay_within_the_limit():
     stack, _, x, pred, start = drawn(9)
     at = annealed(stack, start, x, pred, hot=1.0, cold=1.0, rounds=2)
     for seed in range(20):
-        arrangement, count, _ = anneal._apply_drawn(at._replace(most=np.int32(2)), np.float32(10), jax.random.key(seed))
+        arrangement, count, _ = annealing._apply_drawn(at._replace(most=np.int32(2)), np.float32(10), jax.random.key(seed))
         assert 0 < int(count) <= 2
-        one, _, allowed = anneal._apply_drawn(at._replace(most=np.int32(1)), np.float32(10), jax.random.key(seed))
+        one, _, allowed = annealing._apply_drawn(at._replace(most=np.int32(1)), np.float32(10), jax.random.key(seed))
         reached = {
-            np.asarray(moves.moved(at.arrangement, np.array(move, np.int32))).tobytes()
-            for move in (*moves.pairs_of_positions(L, moves.SWAP), *moves.insertions(L))
+            np.asarray(moved(at.arrangement, np.array(move, np.int32))).tobytes()
+            for move in (*pairs_of_positions(L, SWAP), *insertions(L))
         }
         assert np.asarray(one).tobytes() in reached
         assert float(allowed) >= 0

@@ -18,7 +18,7 @@ def test_the_reference_is_built_without_warnings(tmp_path: Path):
     assert (built.returncode, built.stderr) == (0, "")
     page = (tmp_path / "dropjax.html").read_text(encoding="utf-8")
     assert all(f'id="{name}"' in page for name in dropjax.__all__)
-    assert (tmp_path / "dropjax" / "bradley_terry.html").exists()
+    assert all((tmp_path / "dropjax" / name).exists() for name in ("ordering/bradley_terry.html", "pairing/ratio.html"))
     assert {path.name for path in tmp_path.glob("*.html")} == {"index.html", "dropjax.html"}
 
 

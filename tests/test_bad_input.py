@@ -14,8 +14,14 @@ from corpus import CONVERTED, FOLDERS, NUMBERED, ODD, renamed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dropjax import console, files
-from dropjax.puzzle import InputError, Puzzle
+from dropjax import console
+from dropjax.core.errors import InputError
+from dropjax.core.puzzle import Puzzle
+from dropjax.io import tables
+from dropjax.io.arguments import read_permutation, read_roles
+from dropjax.io.converted import write_converted
+from dropjax.io.folders import TABLE, write_folder
+from dropjax.io.loading import load
 
 
 @pytest.fixture
@@ -24,7 +30,7 @@ def sound(tmp_path: Path) -> Path:
     pieces = [tuple(np.round(64 * a) / 64 for a in puzzle.pieces[n]) for n in permutation]
     assert max(np.abs(a).max() for piece in pieces for a in piece) < 4
     in_order = dict(enumerate(pieces))
-    files.write_folder(Puzzle.from_arrays(in_order, puzzle.x, puzzle.pred, puzzle.true), tmp_path / "sound")
+    write_folder(Puzzle.from_arrays(in_order, puzzle.x, puzzle.pred, puzzle.true), tmp_path / "sound")
     return tmp_path / "sound"
 
 
@@ -32,29 +38,29 @@ def sound(tmp_path: Path) -> Path:
 def test_an_odd_folder_is_read_as_what_it_is(sound: Path, name: str):
     if "Parquet" in name:
         pytest.importorskip("pyarrow")
-    puzzle = files.load(sound)
+    puzzle = load(sound)
     before = {path: path.read_bytes() for path in sound.rglob("*") if path.is_file()}
     ODD[name](sound)
     after = {path: path.read_bytes() for path in sound.rglob("*") if path.is_file()}
     assert after != before or name == "a read-only folder"
-    assert same(files.load(sound), puzzle)
+    assert same(load(sound), puzzle)
 
 
 @pytest.mark.parametrize("name", NUMBERED)
 def test_pieces_keep_the_numbers_they_have(sound: Path, name: str):
-    puzzle, number = files.load(sound), NUMBERED[name]
+    puzzle, number = load(sound), NUMBERED[name]
     renamed(lambda n: f"piece_{number(n)}.pth")(sound)
     pieces = {number(n): piece for n, piece in puzzle.pieces.items()}
-    assert same(files.load(sound), Puzzle.from_arrays(pieces, puzzle.x, puzzle.pred, puzzle.true))
+    assert same(load(sound), Puzzle.from_arrays(pieces, puzzle.x, puzzle.pred, puzzle.true))
 
 
 @pytest.mark.parametrize("place", ["a folder with spaces", "ünïcödé 层 🙂", "quo'te\"s", "new\nline", "percent%20"])
 def test_a_folder_may_have_any_name(sound: Path, place: str):
-    puzzle = files.load(sound)
+    puzzle = load(sound)
     moved = sound.rename(sound.with_name(place))
-    files.write_converted(files.load(moved), moved / "converted.safetensors")
-    assert same(files.load(moved), puzzle)
-    assert same(files.load(moved / "converted.safetensors"), puzzle)
+    write_converted(load(moved), moved / "converted.safetensors")
+    assert same(load(moved), puzzle)
+    assert same(load(moved / "converted.safetensors"), puzzle)
 
 
 def test_a_name_that_is_no_text_can_be_printed(monkeypatch: pytest.MonkeyPatch):
@@ -72,17 +78,17 @@ def test_a_name_that_is_no_text_can_be_printed(monkeypatch: pytest.MonkeyPatch):
 
 def test_casts_of_a_file_with_all_layers_are_told(sound: Path):
     ODD["all layers in bfloat16"](sound)
-    assert files.load(sound).notes == ("5 of 5 pieces: cast from bfloat16 to float32",)
+    assert load(sound).notes == ("5 of 5 pieces: cast from bfloat16 to float32",)
 
 
 def test_a_small_gzip_file_that_unpacks_to_more_than_the_bound_is_refused(sound: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(files, "UNPACKED", 1 << 20)
-    (sound / files.TABLE).write_bytes(gzip.compress(bytes(2 << 20)))
+    monkeypatch.setattr(tables, "UNPACKED", 1 << 20)
+    (sound / TABLE).write_bytes(gzip.compress(bytes(2 << 20)))
     assert "expected a gzip file of at most 1 MiB of text, got more" in refused(sound)
 
 
 def test_without_pyarrow_one_line_says_what_to_install(sound: Path, monkeypatch: pytest.MonkeyPatch):
-    (sound / files.TABLE).rename(sound / "historical_data.parquet")
+    (sound / TABLE).rename(sound / "historical_data.parquet")
     (sound / "historical_data.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install 'dropjax[parquet]'" in refused(sound)
@@ -99,7 +105,7 @@ def test_the_corpus_is_as_large_as_the_readme_says():
 
 def refused(path: Path) -> str:
     with pytest.raises(InputError) as caught:
-        files.load(path)
+        load(path)
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 400 + len(str(path))
@@ -157,7 +163,7 @@ def test_bad_roles_are_refused(tmp_path: Path, name: str):
     path = tmp_path / "roles.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=word):
-        files.read_roles(path)
+        read_roles(path)
 
 
 PERMUTATIONS = [(b"1,2,x", "place 3.*'x'"), (b"", "place 1"), (b"\xff", "no text"), (b"1,,2", "place 2"), (b"-1", "'-1'")]
@@ -168,7 +174,7 @@ def test_a_bad_permutation_is_refused(tmp_path: Path, content: bytes, word: str)
     path = tmp_path / "permutation.txt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=word):
-        files.read_permutation(path)
+        read_permutation(path)
 
 
 def mutations(size: int):
@@ -179,7 +185,7 @@ def mutations(size: int):
 
 @pytest.mark.parametrize("which", ["pieces/piece_0.pth", "pieces/piece_1.pth", "historical_data.csv", "whole.safetensors"])
 def test_mutated_bytes_end_in_a_puzzle_or_one_line(sound: Path, which: str):
-    files.write_converted(files.load(sound), sound / "whole.safetensors")
+    write_converted(load(sound), sound / "whole.safetensors")
     old = sound / "pieces/piece_1.pth"
     torch.save(torch.load(old), old, _use_new_zipfile_serialization=False)  # a bare pickle, without checksums
     path = sound / which
@@ -194,7 +200,7 @@ def test_mutated_bytes_end_in_a_puzzle_or_one_line(sound: Path, which: str):
             changed[at] = value
         path.write_bytes(changed[:cut])
         try:
-            files.load(path if path.suffix == ".safetensors" else sound)
+            load(path if path.suffix == ".safetensors" else sound)
         except InputError as error:
             assert "\n" not in str(error)
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from dropjax import bradley_terry
-from dropjax.bradley_terry import FitOutcome, fit, log_soft_wins, transitivity
+from dropjax.ordering import bradley_terry
+from dropjax.ordering.bradley_terry import FitOutcome, fit, log_soft_wins, transitivity
 
 
 def random_gaps(n: int, seed: int, spread: float = 1.0, noise: float = 1.0) -> np.ndarray:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from dropjax.checkpoints import find_halves, open_checkpoint, true_partners
-from dropjax.puzzle import InputError
+from dropjax.core.errors import InputError
+from dropjax.io.checkpoints import find_halves, open_checkpoint, true_partners
 
 L, D, H = 3, 4, 6
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from dropjax import convert
-from dropjax.puzzle import InputError
+from dropjax.core.errors import InputError
+from dropjax.io import pytorch
 
 w = torch.randn(7, 5)
 b = torch.randn(7)
@@ -37,7 +37,7 @@ SAVED = {
 @pytest.mark.parametrize("name", SAVED)
 def test_every_way_of_saving_reads_the_same(tmp_path: Path, name: str, old: bool):
     torch.save(SAVED[name], tmp_path / "piece_0.pth", _use_new_zipfile_serialization=not old)
-    weight, bias, note = convert.read_pth(tmp_path / "piece_0.pth")
+    weight, bias, note = pytorch.read_pth(tmp_path / "piece_0.pth")
     assert note is None
     assert bias is not None
     assert (weight.dtype, bias.dtype) == (np.float32, np.float32)
@@ -51,14 +51,14 @@ def test_every_way_of_saving_reads_the_same(tmp_path: Path, name: str, old: bool
 def test_other_precisions_are_cast_and_said_to_be(tmp_path: Path, dtype: str):
     state = {"weight": w.to(getattr(torch, dtype)), "bias": b}
     torch.save(state, tmp_path / "piece_0.pth")
-    weight, _, note = convert.read_pth(tmp_path / "piece_0.pth")
+    weight, _, note = pytorch.read_pth(tmp_path / "piece_0.pth")
     assert note == f"cast from {dtype} to float32"
     assert np.array_equal(weight, state["weight"].float().numpy())
 
 
 def test_a_layer_without_a_bias(tmp_path: Path):
     torch.save(torch.nn.Linear(5, 7, bias=False).state_dict(), tmp_path / "piece_0.pth")
-    assert convert.read_pth(tmp_path / "piece_0.pth")[1:] == (None, None)
+    assert pytorch.read_pth(tmp_path / "piece_0.pth")[1:] == (None, None)
 
 
 floats = st.floats(width=32, allow_nan=False)
@@ -68,8 +68,8 @@ floats = st.floats(width=32, allow_nan=False)
 @given(weight=st_numpy.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 4)), elements=floats))
 def test_pieces_round_trip_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, weight: np.ndarray):
     path = tmp_path_factory.mktemp("piece") / "piece_0.pth"
-    convert.write_pth(path, weight, weight[:, 0])
-    back, bias, _ = convert.read_pth(path)
+    pytorch.write_pth(path, weight, weight[:, 0])
+    back, bias, _ = pytorch.read_pth(path)
     assert bias is not None
     assert back.tobytes() == weight.tobytes()
     assert bias.tobytes() == weight[:, 0].tobytes()
@@ -78,7 +78,7 @@ def test_pieces_round_trip_bit_for_bit(tmp_path_factory: pytest.TempPathFactory,
 def test_without_torch_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputError, match=r"pip install 'dropjax\[convert\]'"):
-        convert.read_pth(tmp_path / "piece_0.pth")
+        pytorch.read_pth(tmp_path / "piece_0.pth")
 
 
 def test_importing_the_library_imports_neither_torch_nor_pandas():

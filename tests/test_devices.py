@@ -4,14 +4,14 @@ import builders
 import devices
 import numpy as np
 
-from dropjax import files
+from dropjax.io.converted import write_converted
 
 
 def test_the_same_work_on_one_device_and_on_two(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(devices, "PASS_ROWS", 100)
     puzzle, _ = builders.random_puzzle(np.random.default_rng(0))
     path = tmp_path / "puzzle.safetensors"
-    files.write_converted(puzzle, path)
+    write_converted(puzzle, path)
     one, two = devices.compare_counts(path, "cpu", (1, 2))
     assert (one["devices"], two["devices"]) == (1, 2)
     assert all(row[work] > 0 for row in (one, two) for work in devices.WORK)

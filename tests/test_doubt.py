@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dropjax import doubt
+from dropjax.search import doubt
 
 
 def order(*ins: int, partner: dict[int, int] | None = None) -> np.ndarray:

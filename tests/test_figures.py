@@ -8,8 +8,8 @@ import reference
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-from dropjax import analysis, figures
-from dropjax.pairing import diagonal_dominance
+from dropjax.pairing.ratio import diagonal_dominance
+from dropjax.reporting import analysis, figures
 
 L, D, H = 4, 5, 7
 RNG = np.random.default_rng(0)

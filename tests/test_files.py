@@ -20,10 +20,19 @@ from hypothesis.extra import numpy as st_numpy
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
-from dropjax import files
-from dropjax.puzzle import InputError, Puzzle
-from dropjax.solution import Outcome, Pairing, Solution, Stage
-from dropjax.stack import replay
+from dropjax.core.errors import InputError
+from dropjax.core.puzzle import Puzzle
+from dropjax.core.solution import Outcome, Pairing, Solution, Stage
+from dropjax.core.stack import replay
+from dropjax.io import loading
+from dropjax.io.arguments import read_permutation, read_roles
+from dropjax.io.converted import write_converted
+from dropjax.io.folders import write_folder
+from dropjax.io.loading import load
+from dropjax.io.results import write_json, write_result
+from dropjax.io.tables import read_table
+from dropjax.runtime import writing
+from dropjax.runtime.writing import atomic_write, ensure_writable
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "convert_pieces.py"
 
@@ -35,7 +44,7 @@ def puzzle() -> Puzzle:
 
 @pytest.fixture
 def folder(puzzle: Puzzle, tmp_path: Path) -> Path:
-    files.write_folder(puzzle, tmp_path / "puzzle")
+    write_folder(puzzle, tmp_path / "puzzle")
     return tmp_path / "puzzle"
 
 
@@ -52,20 +61,20 @@ def test_puzzles_round_trip_bit_for_bit(tmp_path_factory, seed: int, L: int, d: 
     rng, path = np.random.default_rng(seed), tmp_path_factory.mktemp("puzzle")
     numbers = rng.choice(1000, 2 * L + 1, replace=False).tolist() if gaps else None
     puzzle, permutation = random_puzzle(rng, L, d, h, min(o, d - 1), rows=3, numbers=numbers)
-    files.write_folder(puzzle, path / "a folder, ünïcode")
-    read = files.load(path / "a folder, ünïcode", puzzle.roles)
+    write_folder(puzzle, path / "a folder, ünïcode")
+    read = load(path / "a folder, ünïcode", puzzle.roles)
     assert same(read, puzzle)
-    files.write_converted(read, path / "one.safetensors")
-    converted = files.load(path / "one.safetensors")
+    write_converted(read, path / "one.safetensors")
+    converted = load(path / "one.safetensors")
     assert same(converted, puzzle)
     assert converted.roles == puzzle.roles
     assert converted.permutation(converted.arrangement(permutation)) == permutation
-    files.write_converted(converted, path / "two.safetensors")
+    write_converted(converted, path / "two.safetensors")
     assert (path / "two.safetensors").read_bytes() == (path / "one.safetensors").read_bytes()
 
 
 def test_a_converted_file_is_as_documented(folder: Path, puzzle: Puzzle, tmp_path: Path):
-    files.write_converted(files.load(folder), tmp_path / "it.safetensors")
+    write_converted(load(folder), tmp_path / "it.safetensors")
     named = load_file(tmp_path / "it.safetensors")
     tables = {"table.x", "table.pred", "table.true"}
     assert set(named) == tables | {f"piece_{n}.{kind}" for n in puzzle.pieces for kind in ("weight", "bias")}
@@ -80,18 +89,16 @@ def test_a_converted_file_is_as_documented(folder: Path, puzzle: Puzzle, tmp_pat
 
 def test_a_puzzle_without_true_values(puzzle: Puzzle, tmp_path: Path):
     bare = Puzzle.from_arrays(puzzle.pieces, puzzle.x, puzzle.pred)
-    files.write_folder(bare, tmp_path / "folder")
-    files.write_converted(bare, tmp_path / "file")
-    assert same(files.load(tmp_path / "folder"), bare)
-    assert same(files.load(tmp_path / "file"), bare)
+    write_folder(bare, tmp_path / "folder")
+    write_converted(bare, tmp_path / "file")
+    assert same(load(tmp_path / "folder"), bare)
+    assert same(load(tmp_path / "file"), bare)
 
 
 def test_arrays_in_any_memory_order_are_written_right(puzzle: Puzzle, tmp_path: Path):
     strided = {n: (np.asfortranarray(w), np.repeat(b, 2)[::2]) for n, (w, b) in puzzle.pieces.items()}
-    files.write_converted(
-        Puzzle.from_arrays(strided, np.asfortranarray(puzzle.x), puzzle.pred, puzzle.true), tmp_path / "file"
-    )
-    assert same(files.load(tmp_path / "file"), puzzle)
+    write_converted(Puzzle.from_arrays(strided, np.asfortranarray(puzzle.x), puzzle.pred, puzzle.true), tmp_path / "file")
+    assert same(load(tmp_path / "file"), puzzle)
 
 
 def test_stray_files_and_zero_padding_do_no_harm(folder: Path, puzzle: Puzzle):
@@ -100,38 +107,38 @@ def test_stray_files_and_zero_padding_do_no_harm(folder: Path, puzzle: Puzzle):
     for name in (".DS_Store", "._piece_0.pth", "piece_0.pth.bak", "piece_x.pth", "checkpoint.pth", "piece_٣.pth"):
         (pieces / name).write_bytes(b"stray")
     (pieces / "old").mkdir()
-    assert same(files.load(folder), puzzle)
+    assert same(load(folder), puzzle)
 
 
 def test_casts_and_missing_biases_are_noted(folder: Path):
     for n in (0, 1):
         state = torch.load(folder / f"pieces/piece_{n}.pth")
         torch.save({"weight": state["weight"].double()}, folder / f"pieces/piece_{n}.pth")
-    assert files.load(folder).notes == ("2 of 7 pieces: cast from float64 to float32, no bias: taken as 0",)
+    assert load(folder).notes == ("2 of 7 pieces: cast from float64 to float32, no bias: taken as 0",)
 
 
 def test_a_folder_is_not_written_over_another(folder: Path, puzzle: Puzzle):
     before = everything(folder.parent)
     with pytest.raises(InputError, match="can be written"):
-        files.write_folder(puzzle, folder)
+        write_folder(puzzle, folder)
     assert everything(folder.parent) == before
 
 
 def test_ambiguous_shapes_need_roles_and_the_converted_file_keeps_them(tmp_path: Path):
     puzzle, _ = random_puzzle(np.random.default_rng(0), L=2, d=4, h=4)
     assert puzzle.roles is not None
-    files.write_folder(puzzle, tmp_path / "folder")
+    write_folder(puzzle, tmp_path / "folder")
     with pytest.raises(InputError, match="--roles"):
-        files.load(tmp_path / "folder")
+        load(tmp_path / "folder")
     (tmp_path / "roles.json").write_text(json.dumps(puzzle.roles))
-    read = files.load(tmp_path / "folder", files.read_roles(tmp_path / "roles.json"))
-    files.write_converted(read, tmp_path / "file")
-    assert same(files.load(tmp_path / "file"), puzzle)
+    read = load(tmp_path / "folder", read_roles(tmp_path / "roles.json"))
+    write_converted(read, tmp_path / "file")
+    assert same(load(tmp_path / "file"), puzzle)
 
 
 def test_the_real_puzzle_converts_bit_for_bit(real_folder: Path, real_puzzle: Puzzle, tmp_path: Path):
-    files.write_converted(real_puzzle, tmp_path / "real.safetensors")
-    assert same(files.load(tmp_path / "real.safetensors"), real_puzzle)
+    write_converted(real_puzzle, tmp_path / "real.safetensors")
+    assert same(load(tmp_path / "real.safetensors"), real_puzzle)
     for number, (weight, bias) in real_puzzle.pieces.items():
         state = torch.load(real_folder / f"pieces/piece_{number}.pth", map_location="cpu", weights_only=True)
         assert state["weight"].numpy().tobytes() == weight.tobytes()
@@ -143,13 +150,13 @@ def test_the_real_puzzle_converts_bit_for_bit(real_folder: Path, real_puzzle: Pu
 
 def test_one_output_may_be_numbered_or_not(tmp_path: Path):
     puzzle, _ = random_puzzle(np.random.default_rng(0), rows=3)
-    files.write_folder(puzzle, tmp_path / "folder")
+    write_folder(puzzle, tmp_path / "folder")
 
     def numbered(rows: list[list[str]]) -> str:
         return joined([[f"{name}_0" if name in ("pred", "true") else name for name in rows[0]], *rows[1:]])
 
     rewritten(numbered)(tmp_path / "folder")
-    assert same(files.load(tmp_path / "folder"), puzzle)
+    assert same(load(tmp_path / "folder"), puzzle)
 
 
 @settings(max_examples=50, deadline=None)
@@ -165,7 +172,7 @@ def test_any_float32_is_read_as_itself(tmp_path_factory, values: np.ndarray, for
     path = tmp_path_factory.mktemp("table") / "table.csv"
     rows = [["measurement_0", "pred", "true"], *([form % float(value) for value in row] for row in values)]
     path.write_text(joined(rows))
-    table = files.read_table(path)
+    table = read_table(path)
     assert table.true is not None
     assert np.hstack([table.x, table.pred, table.true]).tobytes() == values.tobytes()
 
@@ -201,12 +208,12 @@ def solution(puzzle: Puzzle) -> Solution:
 
 
 def test_a_result_folder_holds_the_answer_and_a_model_that_pytorch_loads(tmp_path: Path, puzzle: Puzzle, solution: Solution):
-    files.write_result(tmp_path / "new" / "out", solution)
+    write_result(tmp_path / "new" / "out", solution)
     out = tmp_path / "new" / "out"
     assert {path.name for path in out.iterdir()} == {"permutation.txt", "solution.json", "model.safetensors", "index.html"}
     assert solution.sha256 in (out / "index.html").read_text(encoding="utf-8")
     assert (out / "permutation.txt").read_text() == ",".join(map(str, solution.permutation))
-    assert files.read_permutation(out / "permutation.txt") == solution.permutation
+    assert read_permutation(out / "permutation.txt") == solution.permutation
 
     class Block(torch.nn.Module):
         def __init__(self, d: int, h: int):
@@ -235,7 +242,7 @@ seed_order random_seed device precision stop_reason ties doubtful stages seconds
 
 
 def test_the_json_holds_the_documented_keys_and_no_nan(tmp_path: Path, solution: Solution):
-    files.write_json(tmp_path / "it.json", solution)
+    write_json(tmp_path / "it.json", solution)
     text = (tmp_path / "it.json").read_text()
     record = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert list(record) == KEYS.split()
@@ -270,7 +277,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path):
     (tmp_path / "kept").write_text("as it was")
     for path in (tmp_path / "kept", tmp_path / "new", tmp_path / "a" / "b" / "new"):
         with pytest.raises(KeyboardInterrupt):
-            files.atomic_write(path, fail)
+            atomic_write(path, fail)
     assert everything(tmp_path) == {tmp_path / "kept"}
     assert (tmp_path / "kept").read_text() == "as it was"
 
@@ -279,18 +286,18 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path: Path, solution: Solut
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "_sync", full)
+    monkeypatch.setattr(writing, "_sync", full)
     with pytest.raises(InputError, match="No space left on device"):
-        files.write_result(tmp_path / "out", solution)
+        write_result(tmp_path / "out", solution)
     assert everything(tmp_path) == set()
 
 
 def test_a_converted_file_that_reads_back_otherwise_does_not_appear(
     tmp_path: Path, puzzle: Puzzle, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(files, "save", lambda arrays, meta: save({name: 2 * a for name, a in arrays.items()}, meta))
+    monkeypatch.setattr(loading, "save", lambda arrays, meta: save({name: 2 * a for name, a in arrays.items()}, meta))
     with pytest.raises(InputError, match="back than was written"):
-        files.write_converted(puzzle, tmp_path / "file")
+        write_converted(puzzle, tmp_path / "file")
     assert everything(tmp_path) == set()
 
 
@@ -300,9 +307,9 @@ def test_places_that_cannot_be_written_are_found_early(tmp_path: Path):
     before = everything(tmp_path)
     for path, folder in (("file/inside", True), ("file/a/b", False), ("file", True), ("folder", False), ("n" * 300, True)):
         with pytest.raises(InputError, match=re.escape(str(tmp_path / path))):
-            files.ensure_writable(tmp_path / path, folder)
+            ensure_writable(tmp_path / path, folder)
     for path, folder in (("new/inside", True), ("file", False), ("folder", True), ("folder/new", False)):
-        files.ensure_writable(tmp_path / path, folder)
+        ensure_writable(tmp_path / path, folder)
     assert everything(tmp_path) == before
 
 
@@ -319,7 +326,7 @@ def test_the_script_converts_and_says_what_it_cast(folder: Path, puzzle: Puzzle,
     done = convert(folder, tmp_path / "it.safetensors")
     assert (done.returncode, done.stderr) == (0, "")
     assert "1 of 7 pieces: cast from float64 to float32" in done.stdout
-    assert same(files.load(tmp_path / "it.safetensors"), puzzle)
+    assert same(load(tmp_path / "it.safetensors"), puzzle)
 
 
 def test_the_script_refuses_in_one_line(folder: Path, tmp_path: Path):

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from jax import export
 
-from dropjax import fused, moves
-from dropjax.programs import KERNELS
-from dropjax.stack import ACTIVATIONS, Stack, trajectory
+from dropjax.core.stack import ACTIVATIONS, Stack, trajectory
+from dropjax.moves import fused
+from dropjax.moves.arrangements import SWAP, moved, pairs_of_positions
+from dropjax.moves.exact import score_moves, squared_error
+from dropjax.runtime.programs import KERNELS
 
 
 def random_stack(L: int, d: int, h: int, o: int = 1, activation: str = "relu", seed: int = 0) -> Stack:
@@ -25,8 +27,8 @@ def candidates(stack: Stack, rows: int):
     rng = np.random.default_rng(1)
     arrangement = np.stack([rng.permutation(stack.depth) for _ in range(2)], axis=1).astype(np.int32)
     x, pred = (rng.normal(size=(rows, n)).astype(np.float32) for n in (stack.w_in.shape[2], stack.w_last.shape[0]))
-    swaps = moves.pairs_of_positions(stack.depth, moves.SWAP)
-    arrangements = jax.vmap(moves.moved, (None, 0))(arrangement, swaps)
+    swaps = pairs_of_positions(stack.depth, SWAP)
+    arrangements = jax.vmap(moved, (None, 0))(arrangement, swaps)
     states = trajectory(stack, arrangement, x).states
     return arrangements, swaps[:, 1], states, pred, rng.random(rows).astype(np.float32)
 
@@ -40,7 +42,7 @@ def test_each_candidate_has_the_error_that_a_plain_pass_gives(L, d, h, o, rows, 
     arrangements, starts, states, pred, weight = candidates(stack, rows)
     errors = fused.squared_errors(stack, arrangements, starts, states, pred, weight, interpret=True)
     x = states[0]
-    plain = [moves.squared_error(stack, arrangement, 0, x, pred, weight) for arrangement in arrangements]
+    plain = [squared_error(stack, arrangement, 0, x, pred, weight) for arrangement in arrangements]
     np.testing.assert_allclose(errors, plain, rtol=1e-5)
 
 
@@ -81,8 +83,8 @@ def test_moves_are_scored_by_it_where_it_is_usable(monkeypatch: pytest.MonkeyPat
     stack, rng = random_stack(6, 20, 30), np.random.default_rng(2)
     x, pred = (jnp.asarray(rng.normal(size=(50, n)), jnp.float32) for n in (20, 1))
     arrangement = np.tile(np.arange(6, dtype=np.int32)[:, None], (1, 2))
-    swaps = moves.pairs_of_positions(6, moves.SWAP)
-    plain = moves.score_moves(stack, arrangement, swaps, x, pred)
+    swaps = pairs_of_positions(6, SWAP)
+    plain = score_moves(stack, arrangement, swaps, x, pred)
     asked = []
 
     def squared_errors(*args):
@@ -92,7 +94,7 @@ def test_moves_are_scored_by_it_where_it_is_usable(monkeypatch: pytest.MonkeyPat
     fused_errors = fused.squared_errors
     monkeypatch.setattr(fused, "usable", lambda _: True)
     monkeypatch.setattr(fused, "squared_errors", squared_errors)
-    np.testing.assert_allclose(moves.score_moves(stack, arrangement, swaps, x, pred, together=5), plain, rtol=1e-5)
+    np.testing.assert_allclose(score_moves(stack, arrangement, swaps, x, pred, together=5), plain, rtol=1e-5)
     assert asked == [5]
-    assert moves.score_moves(stack, arrangement, swaps[:3], x, pred) == pytest.approx(plain[:3])
+    assert score_moves(stack, arrangement, swaps[:3], x, pred) == pytest.approx(plain[:3])
     assert asked == [5]

@@ -9,14 +9,15 @@ import interruptions
 import numpy as np
 from builders import random_puzzle
 
-from dropjax import device, files
+from dropjax.io.converted import write_converted
+from dropjax.runtime import device
 
 
 def test_a_killed_search_goes_on_through_the_same_states(tmp_path: Path, monkeypatch):
     puzzle, _ = random_puzzle(np.random.default_rng(5), L=24, d=16, h=24, coupling=0, rows=600)
     hopeless = dataclasses.replace(puzzle, pred=np.random.default_rng(0).permutation(puzzle.pred))
     path, report = tmp_path / "hopeless.safetensors", tmp_path / "report.json"
-    files.write_converted(hopeless, path)
+    write_converted(hopeless, path)
     options = ["--pairing", "ddr", "--kills", "3", "--seconds", "20", "--longest", "8", "--seed", "1", "--json", str(report)]
     monkeypatch.setattr(device, "configure", lambda: None)  # its settings are the process's, and so the other tests'
     monkeypatch.setattr(sys, "argv", ["interruptions.py", str(path), *options])

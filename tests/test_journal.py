@@ -8,9 +8,12 @@ import pytest
 from builders import random_puzzle
 
 import dropjax
-from dropjax import ladder, pipeline
-from dropjax.journal import Journal, digest, read_checkpoint
-from dropjax.puzzle import InputError, Puzzle
+from dropjax.core.errors import InputError
+from dropjax.core.options import Options
+from dropjax.core.puzzle import Puzzle
+from dropjax.runtime.journal import Journal, digest, read_checkpoint
+from dropjax.search import ladder, solving
+from dropjax.search.solving import identity
 
 IDENTITY = {"puzzle": "this one"}
 
@@ -118,16 +121,16 @@ def hard() -> Puzzle:
 def test_a_search_stopped_again_and_again_ends_where_it_would_have(tmp_path: Path, monkeypatch, method: str, step: int):
     monkeypatch.setattr(ladder, "ROUNDS", (60, 40))
     monkeypatch.setattr(ladder, "EVERY", 20)
-    monkeypatch.setattr(pipeline, "ATTEMPTS", 1)
-    monkeypatch.setattr(pipeline, "MOVES_PER_CALL", 4)
+    monkeypatch.setattr(solving, "ATTEMPTS", 1)
+    monkeypatch.setattr(solving, "MOVES_PER_CALL", 4)
     puzzle = hard()
-    options = pipeline.Options(method=method)  # pyright: ignore[reportArgumentType]
+    options = Options(method=method)  # pyright: ignore[reportArgumentType]
     expected = dropjax.solve(puzzle, options)
-    identity, path = pipeline.identity(puzzle, options), tmp_path / "kept"
+    whose, path = identity(puzzle, options), tmp_path / "kept"
     solution, resumed = None, 0
     while solution is None or solution.stop_reason == "interrupted":
         asked = iter(range(step, -1, -1))
-        journal = Journal(path, identity, resume=solution is not None)
+        journal = Journal(path, whose, resume=solution is not None)
         asking = lambda asked=asked: next(asked, 0) == 0  # noqa: E731
         solution = dropjax.solve(puzzle, options, interrupted=asking, journal=journal)
         step += 2  # so that it ends, also where what lies between two questions was cut short

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import reference
 
-from dropjax import ladder
-from dropjax.ladder import Ladder
-from dropjax.solution import Pairing
+from dropjax.core.solution import Pairing
+from dropjax.search import ladder
+from dropjax.search.ladder import Ladder
 
 L, D, H = 7, 5, 9
 

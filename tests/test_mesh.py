@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from builders import random_puzzle
 
-from dropjax import files, mesh
+from dropjax.io.converted import write_converted
+from dropjax.runtime import mesh
 
 EVERY_WAY = """
 import json, sys
@@ -33,7 +34,7 @@ print(json.dumps(answers))
 def dropped(folder: Path, **changes) -> tuple[Path, list[int]]:
     puzzle, permutation = random_puzzle(np.random.default_rng(1), **{"L": 6, "d": 8, "h": 12, **changes})
     path = folder / f"{len(changes)}-{puzzle.x.shape[0]}.safetensors"
-    files.write_converted(puzzle, path)
+    write_converted(puzzle, path)
     return path, list(permutation)
 
 

@@ -5,10 +5,13 @@ import pytest
 import reference
 from hypothesis import given, settings
 
-from dropjax import moves, seeding
-from dropjax.pairing import pair
+from dropjax.moves.arrangements import INSERTION, PAIR_SWAP, SWAP, adjacent_swaps, insertions, moved, pairs_of_positions
+from dropjax.moves.exact import score_arrangements, score_moves
+from dropjax.moves.first_order import adjacent_changes, far_changes, linearise, pair_swap_changes, score_first_order
+from dropjax.ordering import seeding
+from dropjax.pairing.portfolio import pair
 
-KINDS = (moves.SWAP, moves.INSERTION, moves.PAIR_SWAP)
+KINDS = (SWAP, INSERTION, PAIR_SWAP)
 
 
 def drawn(shape, seed, rows=11):
@@ -20,9 +23,7 @@ def drawn(shape, seed, rows=11):
 
 
 def every_move(depth):
-    return np.concatenate(
-        [moves.pairs_of_positions(depth, kind) for kind in (moves.SWAP, moves.PAIR_SWAP)] + [moves.insertions(depth)]
-    )
+    return np.concatenate([pairs_of_positions(depth, kind) for kind in (SWAP, PAIR_SWAP)] + [insertions(depth)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -31,17 +32,17 @@ def test_moves_do_what_their_names_say(kind):
     for i in range(6):
         for j in range(6):
             move = np.array([kind, i, j], np.int32)
-            np.testing.assert_array_equal(moves.moved(jnp.asarray(arrangement), move), reference.after(arrangement, move))
+            np.testing.assert_array_equal(moved(jnp.asarray(arrangement), move), reference.after(arrangement, move))
 
 
 def test_the_lists_of_moves_are_complete_and_without_repeats():
-    assert len(moves.pairs_of_positions(48, moves.SWAP)) == 1128
-    assert len(moves.adjacent_swaps(48)) == 47
+    assert len(pairs_of_positions(48, SWAP)) == 1128
+    assert len(adjacent_swaps(48)) == 47
     start = np.stack([np.arange(6), np.arange(6)], axis=1)
-    results = {tuple(reference.after(start, move)[:, 0]) for move in moves.insertions(6)}
+    results = {tuple(reference.after(start, move)[:, 0]) for move in insertions(6)}
     everything = {tuple(reference.after(start, (1, i, j))[:, 0]) for i in range(6) for j in range(6) if i != j}
     assert results == everything
-    assert len(results) == len(moves.insertions(6)) == 25
+    assert len(results) == len(insertions(6)) == 25
 
 
 @pytest.mark.parametrize("together", [1, 4])
@@ -51,29 +52,29 @@ def test_exact_scores_are_those_of_whole_runs(together, shape, seed):
     stack, arrangement, x, pred = drawn(shape, seed)
     candidates = every_move(shape[0])
     expected = [reference.mse(stack, reference.after(arrangement, move), x, pred) for move in candidates]
-    scores = moves.score_moves(stack, arrangement, candidates, x, pred, together=together)
+    scores = score_moves(stack, arrangement, candidates, x, pred, together=together)
     np.testing.assert_allclose(scores, expected, rtol=1e-3)
     rearranged = np.stack([reference.after(arrangement, move) for move in candidates]).astype(np.int32)
-    np.testing.assert_allclose(moves.score_arrangements(stack, rearranged, x, pred, together=together), expected, rtol=1e-3)
+    np.testing.assert_allclose(score_arrangements(stack, rearranged, x, pred, together=together), expected, rtol=1e-3)
 
 
 def test_chunks_of_rows_change_nothing():
     stack, arrangement, x, pred = drawn((5, 6, 4, 2), 1, rows=103)
     candidates = every_move(5)
-    whole = moves.score_moves(stack, arrangement, candidates, x, pred)
+    whole = score_moves(stack, arrangement, candidates, x, pred)
     per_row = 4 * (6 * 6 + 2 * 10)
-    chunked = moves.score_moves(stack, arrangement, candidates, x, pred, memory=10 * per_row)
+    chunked = score_moves(stack, arrangement, candidates, x, pred, memory=10 * per_row)
     np.testing.assert_allclose(whole, chunked, rtol=1e-5)
     np.testing.assert_allclose(
-        moves.score_arrangements(stack, arrangement[None], x, pred, memory=500),
-        moves.score_arrangements(stack, arrangement[None], x, pred),
+        score_arrangements(stack, arrangement[None], x, pred, memory=500),
+        score_arrangements(stack, arrangement[None], x, pred),
         rtol=1e-5,
     )
 
 
 def _first_order_by_definition(stack, arrangement, x):
     """Δ_ab row by row from the definition, in float64 as far as the states and adjoints allow."""
-    at = jax.jit(moves.linearise)(stack, arrangement, x)
+    at = jax.jit(linearise)(stack, arrangement, x)
     states, adjoints = np.asarray(at.states, np.float64), np.asarray(at.adjoints, np.float64)
     residuals, increments = states[1:] - states[:-1], adjoints[:-1] - adjoints[1:]
     depth = len(residuals)
@@ -90,7 +91,7 @@ def _first_order_by_definition(stack, arrangement, x):
 def test_far_changes_are_sums_of_flips(shape, seed):
     stack, arrangement, x, _ = drawn(shape, seed)
     at, delta = _first_order_by_definition(stack, arrangement, x)
-    far = jax.jit(moves.far_changes)(at)
+    far = jax.jit(far_changes)(at)
     for i in range(shape[0]):
         for j in range(i + 1, shape[0]):
             right = sum(delta[i, k] for k in range(i + 1, j + 1))
@@ -103,14 +104,14 @@ def test_far_changes_are_sums_of_flips(shape, seed):
 
 def _changes(stack, arrangement, x, move):
     """First-order and exact change of the outputs by one move."""
-    at = jax.jit(moves.linearise)(stack, arrangement, x)
+    at = jax.jit(linearise)(stack, arrangement, x)
     kind, i, j = map(int, move)
-    if kind == moves.PAIR_SWAP:
-        first_order = jax.jit(moves.pair_swap_changes)(stack, arrangement, at)[i, j]
-    elif kind == moves.SWAP:
-        first_order = jax.jit(moves.far_changes)(at).swap[..., i, j]
+    if kind == PAIR_SWAP:
+        first_order = jax.jit(pair_swap_changes)(stack, arrangement, at)[i, j]
+    elif kind == SWAP:
+        first_order = jax.jit(far_changes)(at).swap[..., i, j]
     else:
-        far = jax.jit(moves.far_changes)(at)
+        far = jax.jit(far_changes)(at)
         first_order = far.right[..., i, j] if i < j else far.left[..., j, i]
     exact = reference.outputs(stack, reference.after(arrangement, move), x) - reference.outputs(stack, arrangement, x)
     return np.asarray(first_order, np.float64), exact
@@ -134,8 +135,8 @@ def test_first_order_becomes_exact_as_residuals_shrink(move):
 @given(reference.shapes, reference.seeds)
 def test_adjacent_changes_are_exact_at_the_last_position(shape, seed):
     stack, arrangement, x, _ = drawn(shape, seed)
-    at = jax.jit(moves.linearise)(stack, arrangement, x)
-    changes = jax.jit(moves.adjacent_changes)(stack, arrangement, at)
+    at = jax.jit(linearise)(stack, arrangement, x)
+    changes = jax.jit(adjacent_changes)(stack, arrangement, at)
     depth = shape[0]
     after = reference.outputs(stack, reference.after(arrangement, (0, depth - 2, depth - 1)), x)
     np.testing.assert_allclose(changes[-1], after - reference.outputs(stack, arrangement, x), rtol=1e-3, atol=1e-4)
@@ -147,11 +148,11 @@ def test_first_order_ranks_the_real_puzzles_neighbours_as_exact_scores_do(real_p
     pairs = np.stack([np.arange(48), pair(stack.w_in, stack.w_out).partner], axis=1).astype(np.int32)
     x, pred = real_puzzle.x[:2000], real_puzzle.pred[:2000]
     arrangement = seeding.seed_order("delta_norm", "ascending", stack, pairs, x)
-    at = jax.jit(moves.linearise)(stack, arrangement, x)
+    at = jax.jit(linearise)(stack, arrangement, x)
     error = reference.outputs(stack, arrangement, x) - pred
-    change = np.asarray(jax.jit(moves.adjacent_changes)(stack, arrangement, at), np.float64)
+    change = np.asarray(jax.jit(adjacent_changes)(stack, arrangement, at), np.float64)
     predicted = np.mean(2 * error * change + change**2, axis=(1, 2))
-    exact = moves.score_moves(stack, arrangement, moves.adjacent_swaps(48), x, pred)
+    exact = score_moves(stack, arrangement, adjacent_swaps(48), x, pred)
     ranks = np.argsort(np.argsort([predicted, exact], axis=1), axis=1)
     assert np.corrcoef(ranks[0], ranks[1])[0, 1] > 0.99
 
@@ -160,15 +161,15 @@ def test_first_order_ranks_the_real_puzzles_neighbours_as_exact_scores_do(real_p
 @given(reference.shapes, reference.seeds)
 def test_first_order_scores_are_the_mean_effects_of_the_changes(shape, seed):
     stack, arrangement, x, pred = drawn(shape, seed)
-    at, error = jax.jit(moves.linearise)(stack, arrangement, x), reference.outputs(stack, arrangement, x) - pred
-    scores = moves.score_first_order(stack, arrangement, x, pred)
+    at, error = jax.jit(linearise)(stack, arrangement, x), reference.outputs(stack, arrangement, x) - pred
+    scores = score_first_order(stack, arrangement, x, pred)
     np.testing.assert_allclose(scores.mse, np.mean(error**2), rtol=1e-3)
-    for k, change in enumerate(np.asarray(jax.jit(moves.adjacent_changes)(stack, arrangement, at), np.float64)):
+    for k, change in enumerate(np.asarray(jax.jit(adjacent_changes)(stack, arrangement, at), np.float64)):
         np.testing.assert_allclose(scores.adjacent[k], np.mean(2 * error * change + change**2), rtol=1e-2, atol=1e-4)
-    for k, changes in enumerate(jax.jit(moves.far_changes)(at)):
+    for k, changes in enumerate(jax.jit(far_changes)(at)):
         for i, j in zip(*np.triu_indices(shape[0], 1), strict=True):
             change = np.asarray(changes[..., i, j], np.float64)
             np.testing.assert_allclose(scores.far[k, i, j], np.mean(2 * error * change + change**2), rtol=1e-2, atol=1e-4)
-    chunked = moves.score_first_order(stack, arrangement, x, pred, memory=1)
+    chunked = score_first_order(stack, arrangement, x, pred, memory=1)
     for whole, parts in zip(scores, chunked, strict=True):
         np.testing.assert_allclose(whole, parts, rtol=1e-3, atol=1e-5)

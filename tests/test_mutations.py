@@ -5,7 +5,7 @@ from pathlib import Path
 import mutations
 import pytest
 
-from dropjax.puzzle import InputError
+from dropjax.core.errors import InputError
 
 EACH = 30
 

@@ -9,10 +9,13 @@ import pytest
 from builders import random_puzzle
 
 import dropjax
-from dropjax import moves, repair
-from dropjax.puzzle import Puzzle
-from dropjax.solution import Outcome
-from dropjax.stack import forward
+from dropjax.core.puzzle import Puzzle
+from dropjax.core.solution import Outcome
+from dropjax.core.stack import forward
+from dropjax.moves.arrangements import adjacent_swaps
+from dropjax.moves.exact import score_moves
+from dropjax.ordering.bubble import bubble_repair
+from dropjax.ordering.guided import guided_repair
 
 
 def planted(seed=0, **changes):
@@ -51,11 +54,11 @@ def test_scores_that_are_not_numbers_rank_last():
     stack, right = puzzle.stack(), puzzle.arrangement(truth)
     wrong = right[[1, 0, 2, 3, 4]]
     x = np.full_like(puzzle.x, np.nan)
-    assert not np.isfinite(moves.score_moves(stack, right, moves.adjacent_swaps(5), x, puzzle.pred)).any()
-    guided = repair.guided_repair(stack, wrong, jax.device_put(x), puzzle.pred, tolerance=1e-9)
+    assert not np.isfinite(score_moves(stack, right, adjacent_swaps(5), x, puzzle.pred)).any()
+    guided = guided_repair(stack, wrong, jax.device_put(x), puzzle.pred, tolerance=1e-9)
     np.testing.assert_array_equal(guided.arrangement, wrong)
     assert int(guided.swaps) == 0
-    bubbled = repair.bubble_repair(stack, wrong, jax.device_put(x), puzzle.pred)
+    bubbled = bubble_repair(stack, wrong, jax.device_put(x), puzzle.pred)
     np.testing.assert_array_equal(bubbled.arrangement, wrong)
 
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import dropjax
-from dropjax import pairing
+from dropjax.pairing.portfolio import pair
 
 
 def checkpoint(folder: Path, coupling: float, gated: bool = False, L=6, d=12, h=40) -> Path:
@@ -48,9 +48,9 @@ def test_pairs_that_show_are_found_checked_and_written(tmp_path):
     assert (record["verdict"], record["correct"], record["total"]) == ("paired", 6, 6)
     assert record["signal"] in record["separations"]
     assert record["baselines"]["untrained"]["verdict"] == "no signal"
-    for pair in record["pairs"]:
-        assert pair["in"].replace("up", "down") == pair["out"]
-        assert pair["margin"] == pytest.approx(pair["score"] - pair["runner_up"])
+    for row in record["pairs"]:
+        assert row["in"].replace("up", "down") == row["out"]
+        assert row["margin"] == pytest.approx(row["score"] - row["runner_up"])
     assert sorted(p.name for p in out.iterdir()) == ["heatmap.png", "pairing.json"]
     assert (out / "heatmap.png").read_bytes().startswith(b"\x89PNG")
 
@@ -94,5 +94,5 @@ def test_what_is_wrong_takes_one_line_and_leaves_nothing(tmp_path, monkeypatch, 
 
 
 def test_importing_the_command_leaves_the_function_in_place():
-    importlib.import_module("dropjax.pair")
-    assert dropjax.pair is pairing.pair
+    importlib.import_module("dropjax.pair.__main__")
+    assert dropjax.pair is pair

@@ -10,15 +10,18 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import pearsonr, spearmanr
 
 import dropjax
-from dropjax import pairing
-from dropjax.pairing import LEARNED, SIGNALS, TEMPLATE, Arrays, Judged
+from dropjax.pairing.certainty import Judged, doubtful, regrets, without_effects, wrong_spread
+from dropjax.pairing.evidence import SKETCH, Arrays, observe, template_scores
+from dropjax.pairing.portfolio import pair, portfolio
+from dropjax.pairing.ratio import diagonal_dominance, match, traces_and_norms
+from dropjax.pairing.signals import LEARNED, RIDGE, SIGNALS, TEMPLATE, discriminant
 
 
 @settings(max_examples=10, deadline=None)
 @given(reference.shapes, reference.seeds)
 def test_ratio_agrees_with_the_products_themselves(shape, seed):
     stack = reference.random_stack(np.random.default_rng(seed), *shape)
-    ratio, trace = pairing.diagonal_dominance(stack.w_in, stack.w_out)
+    ratio, trace = diagonal_dominance(stack.w_in, stack.w_out)
     for i, w_in in enumerate(np.asarray(stack.w_in, np.float64)):
         for j, w_out in enumerate(np.asarray(stack.w_out, np.float64)):
             product = w_out @ w_in
@@ -28,8 +31,8 @@ def test_ratio_agrees_with_the_products_themselves(shape, seed):
 
 def test_little_memory_changes_nothing():
     stack = reference.random_stack(np.random.default_rng(0), 7, 4, 9, 1)
-    whole = pairing.traces_and_norms(stack.w_in, stack.w_out)
-    chunked = pairing.traces_and_norms(stack.w_in, stack.w_out, 8 * 9 * 9 * 2)
+    whole = traces_and_norms(stack.w_in, stack.w_out)
+    chunked = traces_and_norms(stack.w_in, stack.w_out, 8 * 9 * 9 * 2)
     np.testing.assert_allclose(whole[1], chunked[1], rtol=1e-5)
 
 
@@ -37,7 +40,7 @@ def test_a_zero_half_scores_zero():
     stack = reference.random_stack(np.random.default_rng(0), 5, 6, 4, 2)
     w_out = np.array(stack.w_out)
     w_out[2] = 0
-    ratio, _ = pairing.diagonal_dominance(stack.w_in, w_out)
+    ratio, _ = diagonal_dominance(stack.w_in, w_out)
     assert (ratio[:, 2] == 0).all()
     assert np.isfinite(ratio).all()
 
@@ -62,24 +65,24 @@ def test_unrelated_halves_have_no_clear_partner():
 
 def test_match_prefers_the_largest_total_to_the_largest_entry():
     score = np.array([[10.0, 9.0], [9.0, 1.0]])
-    found = pairing.match("made up", score)
+    found = match("made up", score)
     assert found.partner.tolist() == [1, 0]
     assert not found.greedy_equals_hungarian
     assert found.gap.tolist() == [-1.0, 8.0]
 
 
 def test_one_block_has_no_runner_up():
-    found = pairing.match("made up", np.array([[1.0]]))
+    found = match("made up", np.array([[1.0]]))
     assert found.runner_up[0] == -np.inf
 
 
 def test_the_ratio_of_huge_halves_does_not_overflow():
     rng = np.random.default_rng(0)
     w_in, w_out = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 6, 4), (3, 4, 6)))
-    expected, _ = pairing.diagonal_dominance(w_in, w_out)
+    expected, _ = diagonal_dominance(w_in, w_out)
     w_in[1] *= 1e19
     w_out[2] *= 1e15
-    found, _ = pairing.diagonal_dominance(w_in, w_out)
+    found, _ = diagonal_dominance(w_in, w_out)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -99,7 +102,7 @@ def planted(rng, L=8, d=12, h=30, coupling=1.0, balance=1.0):
 
 
 def judged(w_in, w_out, signal="auto") -> Judged:
-    found = pairing.pair(w_in, w_out, signal=signal)
+    found = pair(w_in, w_out, signal=signal)
     assert isinstance(found, Judged)
     return found
 
@@ -115,12 +118,12 @@ def test_cubes_see_pairs_that_agree_in_few_large_weights():
     w_out = np.swapaxes(w_out_t, 1, 2)[shuffled].astype(np.float32)
     found = judged(w_in.astype(np.float32), w_out, "cubed_cosines")
     np.testing.assert_array_equal(shuffled[found.partner], np.arange(L))
-    ratio = pairing.pair(w_in.astype(np.float32), w_out)
+    ratio = pair(w_in.astype(np.float32), w_out)
     assert (shuffled[ratio.partner] != np.arange(L)).any()
 
 
 def evidence(w_in, w_out, memory=1 << 30):
-    return next(pairing.observe(Arrays(w_in, w_out), shuffles=0, memory=memory))
+    return next(observe(Arrays(w_in, w_out), shuffles=0, memory=memory))
 
 
 @settings(max_examples=10, deadline=None)
@@ -159,7 +162,7 @@ def test_template_leaves_the_pair_itself_out():
     w_in, w_out = planted(np.random.default_rng(0), L=5)
     seen = evidence(w_in, w_out)
     partner, weight = np.array([1, 0, 2, 3, 4]), np.array([1, 0, 1, 1, 1], np.float32)
-    found = np.asarray(pairing.template_scores(*seen.halves, partner, weight))
+    found = np.asarray(template_scores(*seen.halves, partner, weight))
     products = np.einsum("jdh,ihe->ijde", w_out, w_in)
     products /= np.linalg.norm(products, axis=(2, 3), keepdims=True)
     for i in range(5):
@@ -174,7 +177,7 @@ def test_every_signal_pairs_what_shows_it(signal):
     w_in, w_out = planted(np.random.default_rng(1), L=12, d=16, h=60)
     order = np.random.default_rng(2).permutation(12)
     sign = -1 if signal == "positive_trace" else 1
-    found = pairing.portfolio(Arrays(w_in, sign * w_out[order]), (signal,))
+    found = portfolio(Arrays(w_in, sign * w_out[order]), (signal,))
     assert order[found.partner].tolist() == list(range(12))
     assert found.verdict != "no signal"
 
@@ -188,7 +191,7 @@ def test_order_of_hidden_units_and_scale_of_halves_change_no_pairs_score(signal)
     size = np.exp(rng.normal(size=(2, 8, 1, 1))).astype(np.float32)
     changed_in = size[0] * np.stack([half[o] for half, o in zip(w_in, order, strict=True)])
     changed_out = size[1] * np.stack([half[:, o] for half, o in zip(w_out, order, strict=True)])
-    before, after = (pairing.pair(a, sign * b, signal=signal) for a, b in ((w_in, w_out), (changed_in, changed_out)))
+    before, after = (pair(a, sign * b, signal=signal) for a, b in ((w_in, w_out), (changed_in, changed_out)))
     assert before.partner.tolist() == after.partner.tolist() == list(range(8))
     if signal not in LEARNED:  # its scores depend on which pairs it learns from
         np.testing.assert_allclose(before.own, after.own, rtol=1e-3, atol=1e-4)
@@ -200,9 +203,7 @@ def test_scale_of_a_hidden_unit_changes_no_pair_where_the_signal_is_blind_to_it(
     w_in, w_out = planted(rng)
     sign = -1 if signal == "positive_trace" else 1
     c = np.exp(rng.normal(size=(8, 30, 1)) / 2).astype(np.float32)
-    before, after = (
-        pairing.pair(a, sign * b, signal=signal) for a, b in ((w_in, w_out), (w_in * c, w_out / np.swapaxes(c, 1, 2)))
-    )
+    before, after = (pair(a, sign * b, signal=signal) for a, b in ((w_in, w_out), (w_in * c, w_out / np.swapaxes(c, 1, 2))))
     assert before.partner.tolist() == after.partner.tolist() == list(range(8))
     if signal not in LEARNED:
         np.testing.assert_allclose(before.own, after.own, rtol=1e-3, atol=1e-4)
@@ -212,7 +213,7 @@ def test_scale_of_a_hidden_unit_changes_no_pair_where_the_signal_is_blind_to_it(
 def test_scale_of_hidden_units_takes_norm_based_signals_away(signal):
     rng = np.random.default_rng(5)
     w_in, w_out = planted(rng, coupling=0.0)
-    assert pairing.pair(w_in, w_out, signal=signal).partner.tolist() == list(range(8))
+    assert pair(w_in, w_out, signal=signal).partner.tolist() == list(range(8))
     even_in = w_in / np.linalg.norm(w_in, axis=2, keepdims=True)
     c = np.exp(2 * rng.normal(size=(8, 30, 1))).astype(np.float32)
     norm = np.linalg.norm(w_in, axis=2, keepdims=True)
@@ -229,7 +230,7 @@ def test_portfolio_trusts_the_signal_that_is_there():
         assert found.signal in right
         assert order[found.partner].tolist() == list(range(10))
         assert found.verdict == "paired"
-        assert pairing.doubtful(found).size == 0
+        assert doubtful(found).size == 0
         assert found.separations[found.signal] >= 0.9 * max(found.separations.values()) > 2
         assert found.votes.max() <= len(found.voters)
         assert found.signal in found.voters
@@ -252,7 +253,7 @@ def test_few_pairs_that_show_nothing_in_the_weights_are_named_as_doubtful():
     w_out[[3, 7]] = fresh
     found = judged(w_in, w_out)
     assert found.verdict == "doubtful"
-    assert set(pairing.doubtful(found).tolist()) == {3, 7}
+    assert set(doubtful(found).tolist()) == {3, 7}
 
 
 def test_discriminant_finds_what_no_signal_alone_does():
@@ -260,13 +261,13 @@ def test_discriminant_finds_what_no_signal_alone_does():
     partner = rng.permutation(40)
     scores = rng.normal(size=(4, 40, 40))
     scores[:3, np.arange(40), partner] += 2.5
-    alone = [int((pairing.match("one", score).partner == partner).sum()) for score in scores]
+    alone = [int((match("one", score).partner == partner).sum()) for score in scores]
     assert max(alone) < 36
-    learned_from = pairing.match("one", scores[0]).partner
-    combined = pairing.discriminant(scores, learned_from)
-    assert (pairing.match("all", combined).partner == partner).sum() >= 38
+    learned_from = match("one", scores[0]).partner
+    combined = discriminant(scores, learned_from)
+    assert (match("all", combined).partner == partner).sum() >= 38
     shifted = scores + rng.normal(size=(4, 40, 1)) + rng.normal(size=(4, 1, 40))
-    np.testing.assert_allclose(pairing.discriminant(shifted, learned_from), combined, atol=1e-8)
+    np.testing.assert_allclose(discriminant(shifted, learned_from), combined, atol=1e-8)
 
 
 def test_discriminant_is_fishers():
@@ -274,11 +275,11 @@ def test_discriminant_is_fishers():
     scores = rng.normal(size=(2, 30, 30))
     scores[1] += 0.8 * scores[0]
     scores[:, np.arange(30), np.arange(30)] += np.array([[8.0], [6.0]])
-    combined = pairing.discriminant(scores, np.arange(30))
-    tables = np.stack([pairing.without_effects(score, np.arange(30))[0] for score in scores])
+    combined = discriminant(scores, np.arange(30))
+    tables = np.stack([without_effects(score, np.arange(30))[0] for score in scores])
     off = ~np.eye(30, dtype=bool)
     units = tables / np.array([table[off].std() for table in tables])[:, None, None]
-    own, covariance = np.diagonal(units, axis1=1, axis2=2).mean(1), np.cov(units[:, off]) + pairing.RIDGE * np.eye(2)
+    own, covariance = np.diagonal(units, axis1=1, axis2=2).mean(1), np.cov(units[:, off]) + RIDGE * np.eye(2)
     np.testing.assert_allclose(combined, np.tensordot(np.linalg.inv(covariance) @ own, units, 1), rtol=1e-9)
 
 
@@ -286,12 +287,12 @@ def test_regret_and_spread_ignore_what_is_added_to_rows_and_columns():
     rng = np.random.default_rng(12)
     score, partner = rng.normal(size=(6, 6)), rng.permutation(6)
     other = score + rng.normal(size=(6, 1)) + rng.normal(size=6)
-    np.testing.assert_allclose(pairing.regrets(score, partner), pairing.regrets(other, partner))
-    np.testing.assert_allclose(pairing.wrong_spread(score, partner), pairing.wrong_spread(other, partner))
+    np.testing.assert_allclose(regrets(score, partner), regrets(other, partner))
+    np.testing.assert_allclose(wrong_spread(score, partner), wrong_spread(other, partner))
     chosen = np.eye(6, dtype=bool)[partner]
     design = np.concatenate([np.kron(np.eye(6), np.ones((6, 1))), np.tile(np.eye(6), (6, 1))], axis=1)[~chosen.ravel()]
     residual = score[~chosen] - design @ np.linalg.lstsq(design, score[~chosen])[0]
-    spread, freedom = pairing.wrong_spread(score, partner)
+    spread, freedom = wrong_spread(score, partner)
     assert freedom == 30 - 11
     np.testing.assert_allclose(spread, np.sqrt((residual**2).sum() / freedom))
 
@@ -299,8 +300,8 @@ def test_regret_and_spread_ignore_what_is_added_to_rows_and_columns():
 def test_regret_is_the_least_loss_over_all_exchanges():
     rng = np.random.default_rng(13)
     score = rng.normal(size=(5, 5))
-    found = pairing.match("made up", score)
-    for i, regret in enumerate(pairing.regrets(score, found.partner)):
+    found = match("made up", score)
+    for i, regret in enumerate(regrets(score, found.partner)):
         losses = []
         for k in set(range(5)) - {i}:
             other = found.partner.copy()
@@ -328,9 +329,9 @@ def test_all_zero_halves_have_no_signal():
 def test_unknown_signals_are_refused():
     w_in, w_out = planted(np.random.default_rng(15), L=2)
     with pytest.raises(ValueError, match="expected one of ddr"):
-        pairing.pair(w_in, w_out, signal="astrology")
+        pair(w_in, w_out, signal="astrology")
     with pytest.raises(ValueError, match="at least 3"):
-        pairing.portfolio(Arrays(w_in, w_out), shuffles=1)
+        portfolio(Arrays(w_in, w_out), shuffles=1)
 
 
 def test_pieces_of_the_hidden_layer_add_up():
@@ -344,17 +345,17 @@ def test_sketched_norms_are_within_the_stated_error(monkeypatch):
     rng = np.random.default_rng(17)
     w_in, w_out = planted(rng, L=4, d=200, h=300)
     exact = evidence(w_in, w_out)
-    monkeypatch.setattr(pairing, "EXACT_WIDTH", 100)
+    monkeypatch.setattr("dropjax.pairing.evidence.EXACT_WIDTH", 100)
     sketched = evidence(w_in, w_out)
     assert sketched.square is None
     assert SIGNALS["symmetry"](sketched) is None
-    assert sketched.halves[0].shape == (4, 300, pairing.SKETCH)
+    assert sketched.halves[0].shape == (4, 300, SKETCH)
     np.testing.assert_allclose(sketched.norm, exact.norm, rtol=5 * 0.03)
     np.testing.assert_allclose(sketched.trace, exact.trace, rtol=1e-4, atol=1e-2)
     rank_one = np.ones((1, 300, 1), np.float32) * rng.normal(size=(4, 1, 200)).astype(np.float32)
     narrow = evidence(rank_one, np.swapaxes(rank_one, 1, 2))
     lengths = np.linalg.norm(rank_one[:, 0], axis=1)
-    np.testing.assert_allclose(narrow.norm, 300 * np.outer(lengths, lengths), rtol=4 * pairing.SKETCH**-0.5)
+    np.testing.assert_allclose(narrow.norm, 300 * np.outer(lengths, lengths), rtol=4 * SKETCH**-0.5)
 
 
 def test_default_signal_compiles_one_program(caplog):
@@ -369,7 +370,7 @@ def test_default_signal_compiles_one_program(caplog):
 def test_portfolio_pairs_the_real_puzzle_as_the_ratio_does(real_puzzle):
     ratio = dropjax.pair(real_puzzle.w_in, real_puzzle.w_out)
     found = judged(real_puzzle.w_in, real_puzzle.w_out)
-    assert pairing.doubtful(ratio).size == 0
+    assert doubtful(ratio).size == 0
     assert found.verdict == "paired"
     np.testing.assert_array_equal(found.partner, ratio.partner)
 

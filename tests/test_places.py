@@ -5,8 +5,9 @@ import reference
 import scipy.stats
 from hypothesis import given, settings
 
-from dropjax import moves, places
-from dropjax.places import Linear, Places
+from dropjax.moves.first_order import flips, flips_and_swaps, linearise
+from dropjax.ordering import places
+from dropjax.ordering.places import Linear, Places
 
 # What places say of pairs
 
@@ -60,14 +61,14 @@ def test_the_model_is_the_sum_over_all_flips(exact, seed):
         stack, arrangement = reference.random_stack(rng, depth, 5, 8, outputs), reference.random_arrangement(rng, depth)
         x, pred = (rng.normal(size=(rows, of)).astype(np.float32) for of in (5, outputs))
         pairs = places.precedence(np.sort(rng.uniform(0, depth, size=depth)), np.diag(rng.uniform(1, 9, size=depth)))
-        at = moves.linearise(stack, arrangement, x)
-        flips = np.asarray(moves.flips_and_swaps(stack, arrangement, at) if exact else moves.flips(at), np.float64)
-        flips = flips.reshape(rows * outputs, depth, depth)
+        at = linearise(stack, arrangement, x)
+        delta = np.asarray(flips_and_swaps(stack, arrangement, at) if exact else flips(at), np.float64)
+        delta = delta.reshape(rows * outputs, depth, depth)
         effect, shift = np.zeros((rows * outputs, depth)), np.zeros(rows * outputs)
         noise, expected = np.zeros((rows * outputs, rows * outputs)), 0.0
         for i in range(depth):
             for j in range(i + 1, min(depth, i + 5)):
-                delta, of = flips[:, i, j], (i, j - i - 1)
+                delta, of = delta[:, i, j], (i, j - i - 1)
                 effect[:, i] += pairs.slope[of] * delta
                 effect[:, j] -= pairs.slope[of] * delta
                 shift += pairs.probability[of] * delta

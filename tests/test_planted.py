@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from dropjax import device, files, planted, train, training
-from dropjax.puzzle import InputError
-from dropjax.stack import Stack, replay
+from dropjax.core.errors import InputError
+from dropjax.core.stack import Stack, replay
+from dropjax.io.loading import load
+from dropjax.make import planted, training
+from dropjax.runtime import device
+from dropjax.train.__main__ import main as train
 
 
 def reference(stack: Stack, x: np.ndarray) -> planted.Difficulty:
@@ -69,8 +72,8 @@ def test_the_command_plants(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(device, "configure", lambda: None)
     out = tmp_path / "planted.safetensors"
     arguments = ["--planted", "--depth", "12", "--width", "24", "--hidden", "60", "--rows", "90"]
-    assert train.main([str(out), *arguments]) == 0
-    puzzle = files.load(out)
+    assert train([str(out), *arguments]) == 0
+    puzzle = load(out)
     answer = [int(n) for n in (tmp_path / "planted-ANSWER.txt").read_text().split(",")]
     assert puzzle.true is None and puzzle.x.shape == (90, 24)
     stack = puzzle.stack().arranged(jnp.asarray(puzzle.arrangement(answer)))

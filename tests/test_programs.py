@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropjax import programs
-from dropjax.programs import program as as_program
+from dropjax.runtime import programs
+from dropjax.runtime.programs import program as as_program
 
 
 class Scaled(NamedTuple):
@@ -81,7 +81,7 @@ def test_a_damaged_program_is_traced_again(decorate, cache, damage):
 
 def test_other_source_is_another_program(decorate, cache, monkeypatch):
     check(decorate()(*ARGUMENTS))
-    monkeypatch.setattr(programs, "_source", lambda: "changed")
+    monkeypatch.setattr(programs, "source", lambda package: "changed")
     _, was_traced = traced(decorate(), *ARGUMENTS)
     assert was_traced
 
@@ -134,3 +134,14 @@ def test_a_program_that_does_not_compile_says_so_each_time():
     for _ in range(2):
         with pytest.raises(TypeError, match="add got incompatible shapes"):
             wrong(np.ones(3, np.float32))
+
+
+def test_the_source_is_every_file_of_the_package_however_deep(tmp_path):
+    (tmp_path / "moves").mkdir()
+    (tmp_path / "moves" / "exact.py").write_text("ROWS = 1")
+    before = programs.source.__wrapped__(tmp_path)
+    (tmp_path / "moves" / "exact.py").write_text("ROWS = 2")
+    changed = programs.source.__wrapped__(tmp_path)
+    (tmp_path / "moves" / "exact.py").rename(tmp_path / "moves" / "other.py")
+    assert len({before, changed, programs.source.__wrapped__(tmp_path)}) == 3
+    assert len(list(programs.PACKAGE.glob("*/*.py"))) > 10  # dropjax itself has its files below packages

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dropjax
-from dropjax import files
-from dropjax.stack import replay
+from dropjax.core.stack import replay
+from dropjax.io.arguments import read_permutation
+from dropjax.io.folders import write_folder
+from dropjax.io.results import write_result
 
 L, D, H, ROWS = 3, 6, 8, 60
 """One shape, so that programs are compiled once."""
@@ -39,14 +41,14 @@ def test_a_dropped_stack_is_solved_and_round_trips(tmp_path_factory, seed: int, 
     """With three blocks the exact scans reach every arrangement, so the weights need show neither pairs nor depth."""
     puzzle, permutation = dropped(seed, coupling, gaps)
     path = tmp_path_factory.mktemp("puzzle")
-    files.write_folder(puzzle, path / "folder")
+    write_folder(puzzle, path / "folder")
     read = dropjax.load(path / "folder")
     assert same(read, puzzle)
     solution = dropjax.solve(read)
     assert solution.solved
     assert solution.permutation == permutation or solution.ties
-    files.write_result(path / "result", solution)
-    assert files.read_permutation(path / "result" / "permutation.txt") == solution.permutation
+    write_result(path / "result", solution)
+    assert read_permutation(path / "result" / "permutation.txt") == solution.permutation
     again = dropjax.solve(read, initial_order=solution.permutation, method="paper", rank="none")
     assert (again.permutation, again.outcome) == (solution.permutation, solution.outcome)
 

@@ -7,8 +7,9 @@ from builders import random_puzzle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dropjax.puzzle import InputError, Puzzle
-from dropjax.stack import forward
+from dropjax.core.errors import InputError
+from dropjax.core.puzzle import Puzzle
+from dropjax.core.stack import forward
 
 SIZES = {"L": st.integers(1, 5), "d": st.integers(2, 6), "h": st.integers(1, 9), "o": st.integers(1, 3)}
 

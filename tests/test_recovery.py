@@ -8,8 +8,8 @@ import pytest
 import recovery
 from builders import random_puzzle
 
-from dropjax import verify
-from dropjax.training import Recipe
+from dropjax.make.training import Recipe
+from dropjax.search import verify
 
 
 @pytest.fixture

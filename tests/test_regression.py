@@ -7,7 +7,10 @@ import pytest
 import reference
 from hypothesis import given, settings
 
-from dropjax import moves, regression
+from dropjax.moves.first_order import adjacent_changes, flips, flips_and_swaps, linearise
+from dropjax.ordering.flip_regression import Normal, flippable, normal_equations, orders, reordered, ridge_solutions
+from dropjax.ordering.straightening import REACH, likeliest_order, start_straightening, straighten, straightening
+from dropjax.pairing.least_squares import contributions_and_errors, proposals, soft_pairing
 
 
 @settings(max_examples=6, deadline=None)
@@ -20,8 +23,8 @@ def test_contributions_sum_to_what_linearisation_says(shape, seed):
     x = rng.normal(size=(5, d)).astype(np.float32)
     pred = reference.outputs(stack, arrangement, x).astype(np.float32) + 1
     everywhere = np.arange(depth, dtype=np.int32)
-    phi, error = regression.contributions_and_errors(stack, arrangement, everywhere, x, pred)
-    in_parts = regression.contributions_and_errors(stack, arrangement, everywhere, x, pred, memory=1)
+    phi, error = contributions_and_errors(stack, arrangement, everywhere, x, pred)
+    in_parts = contributions_and_errors(stack, arrangement, everywhere, x, pred, memory=1)
     np.testing.assert_allclose(in_parts[0], phi, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(in_parts[1], error, rtol=1e-4)
     np.testing.assert_allclose(error, -1, rtol=1e-3)
@@ -43,7 +46,7 @@ def test_the_soft_pairing_of_a_linear_truth_is_the_truth():
     truth = np.eye(4)[[1, 0, 2, 3]]
     pred = np.einsum("ij,ijk->k", truth, features)
     error = np.einsum("iik->k", features) - pred
-    for soft in regression.soft_pairing(features, error, ridges=(1e-9, 1e-6)):
+    for soft in soft_pairing(features, error, ridges=(1e-9, 1e-6)):
         np.testing.assert_allclose(soft, truth, atol=1e-3)
 
 
@@ -57,7 +60,7 @@ def test_wrong_pairs_are_proposed_right_first():
     wrong = truth.copy()
     wrong[[1, 4], 1] = wrong[[4, 1], 1]
     doubtful = wrong[[1, 4, 2, 0], 0]
-    found = regression.proposals(stack, wrong, doubtful, np.zeros((depth, depth)), x, pred, sizes=(2, 4))
+    found = proposals(stack, wrong, doubtful, np.zeros((depth, depth)), x, pred, sizes=(2, 4))
     np.testing.assert_array_equal(found[0], truth)
 
 
@@ -67,7 +70,7 @@ def test_right_pairs_are_left_alone():
     x = rng.normal(size=(600, 5)).astype(np.float32)
     truth = reference.random_arrangement(rng, 6)
     pred = reference.outputs(stack, truth, x).astype(np.float32)
-    assert regression.proposals(stack, truth, truth[:4, 0], np.zeros((6, 6)), x, pred, sizes=(2, 4)) == []
+    assert proposals(stack, truth, truth[:4, 0], np.zeros((6, 6)), x, pred, sizes=(2, 4)) == []
 
 
 # Order
@@ -82,16 +85,16 @@ def test_normal_equations_are_those_of_the_flips(shape, seed):
     x = rng.normal(size=(9, d)).astype(np.float32)
     pred = reference.outputs(stack, arrangement, x).astype(np.float32) + rng.normal(size=(9, shape[3])).astype(np.float32)
     i, j = np.triu_indices(depth, 1)
-    linear = moves.flips_and_swaps(stack, arrangement, moves.linearise(stack, arrangement, x))
+    linear = flips_and_swaps(stack, arrangement, linearise(stack, arrangement, x))
     features = np.moveaxis(np.asarray(linear, np.float64), 1, 0).reshape(-1, depth, depth)[:, i, j]
     error = np.moveaxis(reference.outputs(stack, arrangement, x) - pred, 1, 0).reshape(-1)
     for memory in (1, 1 << 30):
-        found = regression.normal_equations(stack, arrangement, x, pred, memory)
+        found = normal_equations(stack, arrangement, x, pred, memory)
         scale = np.abs(features.T @ features).max() / len(features) + 1e-6
         np.testing.assert_allclose(found.gram, features.T @ features / len(features), atol=1e-3 * scale)
         np.testing.assert_allclose(found.towards, -features.T @ error / len(features), atol=2e-3)
         np.testing.assert_allclose(found.mse, np.mean(error**2), rtol=1e-4)
-        near = regression.normal_equations(stack, arrangement, x, pred, memory, reach=2)
+        near = normal_equations(stack, arrangement, x, pred, memory, reach=2)
         kept = j - i <= 2
         np.testing.assert_allclose(near.gram, np.asarray(found.gram)[kept][:, kept], rtol=1e-3, atol=1e-5 * scale)
         np.testing.assert_allclose(near.towards, np.asarray(found.towards)[kept], rtol=1e-3, atol=1e-5)
@@ -101,10 +104,10 @@ def test_neighbours_have_their_exact_change_and_others_their_flip():
     rng = np.random.default_rng(6)
     stack, arrangement = reference.random_stack(rng, 4, 5, 8, 2), reference.random_arrangement(rng, 4)
     x = rng.normal(size=(3, 5)).astype(np.float32)
-    at = moves.linearise(stack, arrangement, x)
-    found, plain = moves.flips_and_swaps(stack, arrangement, at), moves.flips(at)
+    at = linearise(stack, arrangement, x)
+    found, plain = flips_and_swaps(stack, arrangement, at), flips(at)
     for k in range(3):
-        np.testing.assert_allclose(found[..., k, k + 1], moves.adjacent_changes(stack, arrangement, at)[k], rtol=1e-5)
+        np.testing.assert_allclose(found[..., k, k + 1], adjacent_changes(stack, arrangement, at)[k], rtol=1e-5)
     np.testing.assert_array_equal(found[..., 0, 2], plain[..., 0, 2])
 
 
@@ -112,8 +115,8 @@ def test_solutions_solve_a_linear_truth():
     rng = np.random.default_rng(7)
     features, truth = rng.normal(size=(400, 6)), np.array([0, 1.0, 0, 0, 1, 0])
     gram = features.T @ features / 400
-    normal = regression.Normal(truth @ gram @ truth, gram, gram @ truth)
-    for share in regression.ridge_solutions(normal, ridges=(1e-9, 1e-7)):
+    normal = Normal(truth @ gram @ truth, gram, gram @ truth)
+    for share in ridge_solutions(normal, ridges=(1e-9, 1e-7)):
         np.testing.assert_allclose(share, truth, atol=1e-5)
 
 
@@ -121,8 +124,8 @@ def test_blocks_move_past_those_that_they_stand_wrongly_to():
     arrangement = np.stack([np.arange(4), np.arange(4)], axis=1)
     past = {(0, 1), (0, 2)}
     share = np.array([float(pair in past) for pair in zip(*map(np.ndarray.tolist, np.triu_indices(4, 1)), strict=True)])
-    assert regression.reordered(arrangement, share)[:, 0].tolist() == [1, 2, 0, 3]
-    assert regression.reordered(arrangement, 0 * share)[:, 0].tolist() == [0, 1, 2, 3]
+    assert reordered(arrangement, share)[:, 0].tolist() == [1, 2, 0, 3]
+    assert reordered(arrangement, 0 * share)[:, 0].tolist() == [0, 1, 2, 3]
 
 
 def test_an_order_far_off_is_proposed_right_in_a_few_steps():
@@ -135,7 +138,7 @@ def test_an_order_far_off_is_proposed_right_in_a_few_steps():
     order = truth[[3, 1, 0, 2, 5, 4, 8, 6, 7]]
     assert reference.mse(stack, order, x, pred) > 1e-5
     for _ in range(3):
-        proposed = regression.orders(stack, order, x, pred)
+        proposed = orders(stack, order, x, pred)
         order = min(proposed, key=lambda of: reference.mse(stack, of, x, pred))
     np.testing.assert_array_equal(order, truth)
 
@@ -155,22 +158,22 @@ def near_truth(seed, depth=9, rows=400):
 
 def test_the_order_that_all_flips_together_ask_for():
     depth = 6
-    i, j = regression.flippable(depth, regression.REACH)
+    i, j = flippable(depth, REACH)
     rng = np.random.default_rng(1)
     features = rng.normal(size=(300, len(i)))
     wrong = np.isin(i * depth + j, [0 * depth + 1, 0 * depth + 2, 4 * depth + 5]).astype(float)
     gram = features.T @ features / 300
-    normal = jax.tree.map(jnp.float32, regression.Normal(wrong @ gram @ wrong, gram, gram @ wrong))
-    assert regression.likeliest_order(normal, depth).tolist() == [1, 2, 0, 3, 5, 4]
+    normal = jax.tree.map(jnp.float32, Normal(wrong @ gram @ wrong, gram, gram @ wrong))
+    assert likeliest_order(normal, depth).tolist() == [1, 2, 0, 3, 5, 4]
     right = normal._replace(mse=jnp.float32(0), towards=jnp.zeros(len(i)))
-    assert regression.likeliest_order(right, depth).tolist() == list(range(depth))
+    assert likeliest_order(right, depth).tolist() == list(range(depth))
 
 
 def test_straightening_never_ends_above_its_start_and_mostly_at_the_answer():
     solved = 0
     for seed in range(10):
         stack, start, truth, x, pred = near_truth(seed)
-        found = regression.straighten(stack, start, x, pred, tolerance=1e-10)
+        found = straighten(stack, start, x, pred, tolerance=1e-10)
         mse = reference.mse(stack, found.arrangement, x, pred)
         assert mse <= reference.mse(stack, start, x, pred)
         assert mse == pytest.approx(float(found.mse), rel=1e-3, abs=1e-9)
@@ -181,14 +184,14 @@ def test_straightening_never_ends_above_its_start_and_mostly_at_the_answer():
 
 def test_straightening_in_parts_is_the_same_as_at_once_and_stops(monkeypatch):
     stack, start, _, x, pred = near_truth(2)
-    whole = regression.straighten(stack, start, x, pred, tolerance=0.0)
-    monkeypatch.setattr(regression, "STRAIGHTENED_AT_ONCE", 1)
+    whole = straighten(stack, start, x, pred, tolerance=0.0)
+    monkeypatch.setattr("dropjax.ordering.straightening.STRAIGHTENED_AT_ONCE", 1)
     calls = []
     keep = lambda function, like: (calls.append(like), function())[1]  # noqa: E731
-    parts = regression.straighten(stack, start, x, pred, tolerance=0.0, keep=keep)
+    parts = straighten(stack, start, x, pred, tolerance=0.0, keep=keep)
     assert len(calls) == int(parts.rounds) == int(whole.rounds) > 1
     np.testing.assert_array_equal(whole.arrangement, parts.arrangement)
-    stopped = regression.straighten(stack, start, x, pred, tolerance=0.0, stop=lambda: True)
+    stopped = straighten(stack, start, x, pred, tolerance=0.0, stop=lambda: True)
     assert int(stopped.rounds) == 0
     np.testing.assert_array_equal(stopped.arrangement, start)
 
@@ -196,24 +199,24 @@ def test_straightening_in_parts_is_the_same_as_at_once_and_stops(monkeypatch):
 def test_straightening_calls_no_lapack():
     # On a CPU, two programs at the same time that do wait for one another's threads, forever.
     stack, start, _, x, pred = near_truth(2)
-    at = regression.start_straightening(start)
-    program = jax.jit(regression.straightening).lower(stack, at, x, pred, np.float32(0), np.int32(8))
+    at = start_straightening(start)
+    program = jax.jit(straightening).lower(stack, at, x, pred, np.float32(0), np.int32(8))
     assert "lapack" not in program.as_text()
 
 
 def test_what_stands_rightly_is_left_alone_and_one_block_as_well():
     stack, _, truth, x, pred = near_truth(3)
     noisy = pred + np.random.default_rng(0).normal(scale=1e-3, size=pred.shape).astype(np.float32)
-    found = regression.straighten(stack, truth, x, noisy, tolerance=0.0)
+    found = straighten(stack, truth, x, noisy, tolerance=0.0)
     np.testing.assert_array_equal(found.arrangement, truth)
     assert int(found.rounds) == 1
     one = reference.random_stack(np.random.default_rng(4), 1, 6, 10, 1)
-    alone = regression.straighten(one, np.zeros((1, 2), np.int32), x, pred, tolerance=0.0)
+    alone = straighten(one, np.zeros((1, 2), np.int32), x, pred, tolerance=0.0)
     assert int(alone.rounds) == 0
 
 
 def test_where_outputs_overflow_nothing_is_taken_for_better():
     stack, start, _, x, pred = near_truth(5)
     huge = replace(stack, w_out=1e30 * stack.w_out)
-    found = regression.straighten(huge, start, x, pred, tolerance=0.0)
+    found = straighten(huge, start, x, pred, tolerance=0.0)
     np.testing.assert_array_equal(found.arrangement, start)

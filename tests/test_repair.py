@@ -9,9 +9,11 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dropjax import repair, seeding
-from dropjax.moves import score_arrangements, score_moves
-from dropjax.pairing import pair
+from dropjax.moves.exact import score_arrangements, score_moves
+from dropjax.ordering import guided, seeding
+from dropjax.ordering.bubble import bubble_repair, bubble_rounds
+from dropjax.ordering.guided import CHUNK, Proposals, _apply_best, guided_repair, guided_rounds, start_guided
+from dropjax.pairing.portfolio import pair
 
 
 def planted(seed, shape=(7, 4, 9, 1), rows=40, size=0.3):
@@ -43,7 +45,7 @@ def sweeps(stack, arrangement, x, pred):
 def test_a_batched_sweep_decides_as_one_swap_after_another(window, seed):
     stack, start, _, x, pred = planted(seed)
     expected, rounds = sweeps(stack, start, x, pred)
-    found = repair.bubble_rounds(stack, start, x, pred, most=30, window=window)
+    found = bubble_rounds(stack, start, x, pred, most=30, window=window)
     assert found.done
     assert np.asarray(found.swaps)[: int(found.rounds)].tolist() == rounds
     np.testing.assert_array_equal(found.arrangement, expected)
@@ -52,8 +54,8 @@ def test_a_batched_sweep_decides_as_one_swap_after_another(window, seed):
 
 def test_repair_goes_on_where_one_call_ends():
     stack, start, _, x, pred = planted(3)
-    whole = repair.bubble_repair(stack, start, x, pred, most=30)
-    parts = repair.bubble_repair(stack, start, x, pred, most=1)
+    whole = bubble_repair(stack, start, x, pred, most=30)
+    parts = bubble_repair(stack, start, x, pred, most=1)
     assert [swaps for swaps, _ in whole.history] == [swaps for swaps, _ in parts.history]
     np.testing.assert_array_equal(whole.arrangement, parts.arrangement)
     assert whole.swaps == sum(swaps for swaps, _ in whole.history) > 0
@@ -61,10 +63,10 @@ def test_repair_goes_on_where_one_call_ends():
 
 def test_repair_stops_when_told():
     stack, start, _, x, pred = planted(3)
-    stopped = repair.bubble_repair(stack, start, x, pred, stop=lambda: True)
+    stopped = bubble_repair(stack, start, x, pred, stop=lambda: True)
     np.testing.assert_array_equal(stopped.arrangement, start)
     assert stopped.history == []
-    guided = repair.guided_repair(stack, start, x, pred, 0.0, stop=lambda: True)
+    guided = guided_repair(stack, start, x, pred, 0.0, stop=lambda: True)
     np.testing.assert_array_equal(guided.arrangement, start)
 
 
@@ -85,8 +87,8 @@ def test_the_proposals_applied_are_the_best_that_do_not_overlap(seed):
     fall = np.triu(rng.normal(size=(depth, depth)), 1).astype(np.float32)
     kind = rng.integers(0, 3, size=(depth, depth)).astype(np.int32)
     start = np.stack([np.arange(depth), np.arange(depth)], axis=1).astype(np.int32)
-    proposals = repair.Proposals(jnp.float32(1), jnp.asarray(fall), jnp.asarray(kind))
-    result, count = repair._apply_best(jnp.asarray(start), proposals, jnp.float32(0))
+    proposals = Proposals(jnp.float32(1), jnp.asarray(fall), jnp.asarray(kind))
+    result, count = _apply_best(jnp.asarray(start), proposals, jnp.float32(0))
     # Positions that a move touches form the intervals; read them back from the result.
     order, i, total, moves = np.asarray(result)[:, 0], 0, 0.0, 0
     while i < depth:
@@ -102,8 +104,8 @@ def test_the_proposals_applied_are_the_best_that_do_not_overlap(seed):
 
 def test_no_proposals_change_nothing():
     start = jnp.asarray(reference.random_arrangement(np.random.default_rng(0), 5))
-    nothing = repair.Proposals(jnp.float32(1), -jnp.ones((5, 5)), jnp.zeros((5, 5), jnp.int32))
-    result, count = repair._apply_best(start, nothing, jnp.float32(0))
+    nothing = Proposals(jnp.float32(1), -jnp.ones((5, 5)), jnp.zeros((5, 5), jnp.int32))
+    result, count = _apply_best(start, nothing, jnp.float32(0))
     assert count == 0
     np.testing.assert_array_equal(result, start)
 
@@ -113,7 +115,7 @@ def test_guided_repair_never_ends_above_its_start_and_mostly_at_the_answer(shape
     solved = 0
     for seed in range(10):
         stack, start, right, x, pred = planted(seed, shape, rows=60, size=0.1)
-        found = repair.guided_repair(stack, start, x, pred, tolerance=1e-10)
+        found = guided_repair(stack, start, x, pred, tolerance=1e-10)
         mse = reference.mse(stack, found.arrangement, x, pred)
         assert bool(found.finished)
         assert mse <= reference.mse(stack, start, x, pred)
@@ -124,21 +126,21 @@ def test_guided_repair_never_ends_above_its_start_and_mostly_at_the_answer(shape
 
 def test_guided_repair_takes_more_rows_until_it_is_exact_on_all():
     stack, start, right, x, pred = planted(1, (7, 4, 9, 1), rows=700, size=0.1)
-    found = repair.guided_repair(stack, start, x, pred, tolerance=0.0)
+    found = guided_repair(stack, start, x, pred, tolerance=0.0)
     assert found.rows(700) == 700
-    few = repair.guided_repair(stack, start, x, pred, tolerance=1e-9)
-    assert few.rows(700) == repair.CHUNK
+    few = guided_repair(stack, start, x, pred, tolerance=1e-9)
+    assert few.rows(700) == CHUNK
     for result in (found, few):
         np.testing.assert_array_equal(result.arrangement, right)
 
 
 def test_guided_repair_in_parts_is_the_same_as_at_once(monkeypatch):
     stack, start, _, x, pred = planted(2, rows=300)
-    whole = repair.guided_repair(stack, start, x, pred, tolerance=1e-10)
-    monkeypatch.setattr(repair, "PART", 1)
+    whole = guided_repair(stack, start, x, pred, tolerance=1e-10)
+    monkeypatch.setattr(guided, "PART", 1)
     calls = []
     keep = lambda function, like: (calls.append(like), function())[1]  # noqa: E731
-    parts = repair.guided_repair(stack, start, x, pred, tolerance=1e-10, keep=keep)
+    parts = guided_repair(stack, start, x, pred, tolerance=1e-10, keep=keep)
     assert len(calls) == int(parts.rounds)
     np.testing.assert_array_equal(whole.arrangement, parts.arrangement)
     assert int(whole.rounds) == int(parts.rounds)
@@ -150,15 +152,13 @@ def test_scores_of_reduced_precision_propose_and_decide_nothing(monkeypatch):
             a, b = (half.astype(jnp.bfloat16).astype(jnp.float32) for half in (a, b))
         return jnp.einsum("...n,mn->...m", a, b, precision=precision)
 
-    monkeypatch.setattr("dropjax.stack.product", as_an_accelerator_would)
+    monkeypatch.setattr("dropjax.core.stack.product", as_an_accelerator_would)
     stack, start, right, x, pred = planted(1, (7, 4, 9, 1), rows=700, size=0.1)
     assert score_arrangements(replace(stack, precision="default"), right[None], x, pred)[0] > 1e-6
-    found = repair.guided_repair(stack, start, x, pred, tolerance=0.0, screen="default")
+    found = guided_repair(stack, start, x, pred, tolerance=0.0, screen="default")
     np.testing.assert_array_equal(found.arrangement, right)
     assert float(found.proposals.mse) < 1e-12
-    lowered = jax.jit(partial(repair.guided_rounds, screen="default")).lower(
-        stack, repair.start_guided(start), x, pred, 0.0, 1
-    )
+    lowered = jax.jit(partial(guided_rounds, screen="default")).lower(stack, start_guided(start), x, pred, 0.0, 1)
     assert "precision = [DEFAULT, DEFAULT]" in lowered.as_text()
     assert "precision = [HIGHEST, HIGHEST]" in lowered.as_text()
 
@@ -169,7 +169,7 @@ def test_the_papers_table_3(real_puzzle):
     pairs = np.stack([np.arange(48), pair(stack.w_in, stack.w_out).partner], axis=1).astype(np.int32)
     x, pred = real_puzzle.x[:2000], real_puzzle.pred[:2000]
     start = seeding.seed_order("w_out_norm", "ascending", stack, pairs, x)
-    repaired = repair.bubble_repair(stack, start, x, pred)
+    repaired = bubble_repair(stack, start, x, pred)
     assert [swaps for swaps, _ in repaired.history] == [30, 16, 12, 9, 4, 1, 0]
     nothing = np.array([[0, 47, 47]], np.int32)
     mse = [float(score_moves(stack, order, nothing, real_puzzle.x, real_puzzle.pred)[0]) for _, order in repaired.history]
@@ -178,7 +178,7 @@ def test_the_papers_table_3(real_puzzle):
 
 def test_bubble_repair_ends_after_its_limit():
     stack, start, _, x, pred = planted(2)
-    whole = repair.bubble_repair(stack, start, x, pred)
+    whole = bubble_repair(stack, start, x, pred)
     assert len(whole.history) > 2
-    cut = repair.bubble_repair(stack, start, x, pred, limit=2)
+    cut = bubble_repair(stack, start, x, pred, limit=2)
     assert [swaps for swaps, _ in cut.history] == [swaps for swaps, _ in whole.history][:2]

@@ -15,8 +15,13 @@ import builders
 import numpy as np
 import pytest
 
-from dropjax import exhibits, files, page, pipeline, report, train
-from dropjax.puzzle import Puzzle
+from dropjax.core.puzzle import Puzzle
+from dropjax.io import page
+from dropjax.io.converted import write_converted
+from dropjax.report.__main__ import main as report
+from dropjax.reporting import exhibits
+from dropjax.search.solving import solve
+from dropjax.train.__main__ import main as train
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +29,8 @@ def made(tmp_path_factory):
     """One report on a small puzzle."""
     folder = tmp_path_factory.mktemp("report")
     puzzle, _ = builders.random_puzzle(np.random.default_rng(0), L=6, d=8, h=12, rows=80)
-    files.write_converted(puzzle, folder / "puzzle.safetensors")
-    code = report.main([str(folder / "puzzle.safetensors"), str(folder / "out"), "--quiet", "--no-cache"])
+    write_converted(puzzle, folder / "puzzle.safetensors")
+    code = report([str(folder / "puzzle.safetensors"), str(folder / "out"), "--quiet", "--no-cache"])
     assert code == 0
     return folder
 
@@ -86,8 +91,8 @@ def test_nothing_outside_is_asked_for(made):
 def test_stacks_of_one_and_two_blocks(depth, figures, tmp_path):
     """What makes no sense of them is left out, and nothing is NaN."""
     shape = ("--depth", str(depth), "--hidden", "7", "--width", "5", "--rows", "60", "--epochs", "2", "--quiet")
-    assert train.main([str(tmp_path / "few.safetensors"), "--curves", str(tmp_path / "curves.json"), *shape]) == 0
-    assert report.main([str(tmp_path / "few.safetensors"), str(tmp_path / "out"), "--quiet"]) == 0
+    assert train([str(tmp_path / "few.safetensors"), "--curves", str(tmp_path / "curves.json"), *shape]) == 0
+    assert report([str(tmp_path / "few.safetensors"), str(tmp_path / "out"), "--quiet"]) == 0
 
     def forbidden(constant):
         raise AssertionError(f"{constant} is no JSON")
@@ -126,7 +131,7 @@ def test_the_page_in_a_browser(made, width, tmp_path):
 
 def test_the_real_puzzles_page(real_folder, tmp_path):
     """Its numbers are the paper's, and it fits a screen and a phone."""
-    assert report.main([str(real_folder), str(tmp_path / "out"), "--train", "none", "--quiet"]) == 0
+    assert report([str(real_folder), str(tmp_path / "out"), "--train", "none", "--quiet"]) == 0
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert numbers["solution"]["outcome"] == "exact"
     assert numbers["seeds"] == {
@@ -149,7 +154,7 @@ def test_not_solved_is_said(made):
     puzzle, _ = builders.random_puzzle(np.random.default_rng(1), L=6, d=8, h=12, rows=80)  # compiled already
     other = Puzzle.from_arrays(puzzle.pieces, puzzle.x, -puzzle.pred[::-1])
     steps = []
-    found = exhibits.measure(other, pipeline.solve(other, method="paper", rank="none"), None, steps.append)
+    found = exhibits.measure(other, solve(other, method="paper", rank="none"), None, steps.append)
     assert len(steps) == len(exhibits.PARTS)
     template = (resources.files("dropjax") / "report.html").read_text(encoding="utf-8")
     drawn = {drawing.name: page.Drawn(b"", b"", drawing.description) for drawing in found.drawings}
@@ -163,7 +168,7 @@ def test_not_solved_is_said(made):
 def test_curves_follow_a_training(tmp_path):
     curves = tmp_path / "curves.json"
     shape = ("--depth", "3", "--hidden", "7", "--width", "5", "--rows", "40", "--epochs", "2", "--seed", "0,1")
-    assert train.main([str(tmp_path / "stack.safetensors"), "--curves", str(curves), "--quiet", *shape]) == 0
+    assert train([str(tmp_path / "stack.safetensors"), "--curves", str(curves), "--quiet", *shape]) == 0
     rows = json.loads(curves.read_text())["rows"]
     assert [(row["epoch"], row["seed"]) for row in rows] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert {"loss", "negative_traces", "paired", "own_min", "other_max", "w_out_norm", "delta_norm"} <= set(rows[0])
@@ -187,7 +192,7 @@ def test_importing_dropjax_leaves_matplotlib_alone():
 
 def test_the_short_page():
     puzzle, _ = builders.random_puzzle(np.random.default_rng(0), L=4, d=6, h=9, rows=60)
-    solution = pipeline.solve(puzzle)
+    solution = solve(puzzle)
     html = page.short_page(solution)
     record = solution.to_json()
     assert solution.sha256 in html and "Solved: " in html

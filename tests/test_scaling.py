@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import scaling
 
-from dropjax import device
+from dropjax.runtime import device
 
 
 def test_records_are_kept_and_exponents_fitted(tmp_path: Path, monkeypatch, capsys):

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 import dropjax
-from dropjax import device, files
-from dropjax.stack import forward
+from dropjax.core.stack import forward
+from dropjax.io.folders import write_folder
+from dropjax.io.results import write_json
+from dropjax.runtime import device
 
 SCHEMA = json.loads((resources.files("dropjax") / "solution.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -55,7 +57,7 @@ def record(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     make, options, outcome = RUNS[request.param]
     solution = dropjax.solve(make(), **options)
     path = tmp_path_factory.mktemp("record") / "it.json"
-    files.write_json(path, solution, "0" * 64 if "verify" in options else None)
+    write_json(path, solution, "0" * 64 if "verify" in options else None)
     found = json.loads(path.read_text())
     assert found["outcome"] == outcome
     assert bool(found["ties"]) == (outcome == "exact_up_to_ties")
@@ -123,7 +125,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_time_limited_command_writes_what_the_schema_says(tmp_path: Path, cache: Path):
-    files.write_folder(puzzle(), tmp_path / "folder")
+    write_folder(puzzle(), tmp_path / "folder")
     found = solve(tmp_path / "folder", cache, None, "--time-limit", "0.001", "--method", "paper", "--seed-order", "random")
     VALIDATOR.validate(found)
     assert found["stop_reason"] == "time limit"

@@ -6,7 +6,8 @@ import pytest
 import reference
 from hypothesis import given, settings
 
-from dropjax import moves, seeding
+from dropjax.moves.exact import score_arrangements
+from dropjax.ordering import seeding
 
 
 def drawn(shape, seed):
@@ -73,7 +74,7 @@ def test_portfolio_holds_every_seed_order_and_its_mse():
     for name, arrangement, mse in found:
         seed, direction = name.split(" ")
         np.testing.assert_array_equal(arrangement, seeding.seed_order(seed, direction, stack, pairs, x))
-        np.testing.assert_allclose(mse, moves.score_arrangements(stack, arrangement[None], x, pred)[0], rtol=1e-4)
+        np.testing.assert_allclose(mse, score_arrangements(stack, arrangement[None], x, pred)[0], rtol=1e-4)
 
 
 def test_blocks_that_overflow_are_placed_once_all_the_same():
@@ -92,12 +93,12 @@ def test_the_papers_two_seeds_score_what_the_paper_prints(real_puzzle):
     pairs = np.stack([np.arange(48), partner], axis=1).astype(np.int32)
     for name in ("delta_norm", "w_out_norm"):
         order = seeding.seed_order(name, "ascending", stack, pairs, real_puzzle.x[:2000])
-        found[name] = float(jax.jit(moves.score_arrangements)(stack, order[None], real_puzzle.x, real_puzzle.pred)[0])
+        found[name] = float(jax.jit(score_arrangements)(stack, order[None], real_puzzle.x, real_puzzle.pred)[0])
     assert round(found["delta_norm"], 6) == 0.036794
     assert round(found["w_out_norm"], 6) == 0.075851
 
 
 def seeding_partner(puzzle):
-    from dropjax.pairing import pair
+    from dropjax.pairing.portfolio import pair
 
     return pair(puzzle.w_in, puzzle.w_out).partner

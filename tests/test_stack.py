@@ -4,7 +4,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 
-from dropjax import stack as stacks
+from dropjax.core import stack as stacks
 
 
 @pytest.mark.parametrize("activation", stacks.ACTIVATIONS)

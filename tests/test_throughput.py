@@ -4,7 +4,7 @@ import sys
 import pytest
 import throughput
 
-from dropjax.training import Recipe
+from dropjax.make.training import Recipe
 
 
 def test_every_way_solves_what_was_trained(tmp_path, monkeypatch, capsys):

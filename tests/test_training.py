@@ -10,10 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropjax import console, device, files, train, training
-from dropjax.puzzle import InputError
-from dropjax.stack import ACTIVATIONS, forward, replay
-from dropjax.training import Recipe
+from dropjax import console
+from dropjax.core.errors import InputError
+from dropjax.core.stack import ACTIVATIONS, forward, replay
+from dropjax.io.arguments import read_roles
+from dropjax.io.loading import load
+from dropjax.make import training
+from dropjax.make.training import Recipe
+from dropjax.runtime import device
+from dropjax.train.__main__ import main as train
 
 SMALL = Recipe(depth=4, hidden=7, rate=3e-3, epochs=20, batch=16)
 SGD = replace(SMALL, optimizer="sgd", rate=0.01, epochs=2, batch=200)
@@ -174,8 +179,8 @@ def assert_solved_by(puzzle, answer):
 
 
 def test_the_command_writes_a_converted_puzzle_and_its_answer(tmp_path, capsys):
-    assert train.main([str(tmp_path / "new" / "small.safetensors"), *ARGUMENTS, "--keep-rows", "30"]) == 0
-    puzzle, answer = files.load(tmp_path / "new" / "small.safetensors"), answer_in(tmp_path / "new" / "small-ANSWER.txt")
+    assert train([str(tmp_path / "new" / "small.safetensors"), *ARGUMENTS, "--keep-rows", "30"]) == 0
+    puzzle, answer = load(tmp_path / "new" / "small.safetensors"), answer_in(tmp_path / "new" / "small-ANSWER.txt")
     assert puzzle.depth == 3 and puzzle.x.shape == (30, 5)
     assert_solved_by(puzzle, answer)
     out = capsys.readouterr().out
@@ -185,18 +190,18 @@ def test_the_command_writes_a_converted_puzzle_and_its_answer(tmp_path, capsys):
 
 def test_the_command_trains_several_seeds_at_once(tmp_path, capsys):
     arguments = [*ARGUMENTS, "--seed", "3,4", "--quiet"]
-    assert train.main([str(tmp_path / "both"), *arguments, "--answer", str(tmp_path / "ANSWER.txt")]) == 0
+    assert train([str(tmp_path / "both"), *arguments, "--answer", str(tmp_path / "ANSWER.txt")]) == 0
     for seed in (3, 4):
-        assert_solved_by(files.load(tmp_path / f"both-{seed}"), answer_in(tmp_path / f"ANSWER-{seed}.txt"))
+        assert_solved_by(load(tmp_path / f"both-{seed}"), answer_in(tmp_path / f"ANSWER-{seed}.txt"))
     assert capsys.readouterr().out == ""
 
 
 def test_the_command_trains_on_a_given_table(tmp_path):
     first, second = tmp_path / "first.safetensors", tmp_path / "second"
-    assert train.main([str(first), *ARGUMENTS]) == 0
-    assert train.main([str(second), *ARGUMENTS, "--hidden", "5", "--table", str(first)]) == 0
-    roles = files.read_roles(second / "roles.json")
-    puzzle, given = files.load(second, roles), files.load(first)
+    assert train([str(first), *ARGUMENTS]) == 0
+    assert train([str(second), *ARGUMENTS, "--hidden", "5", "--table", str(first)]) == 0
+    roles = read_roles(second / "roles.json")
+    puzzle, given = load(second, roles), load(first)
     np.testing.assert_array_equal(puzzle.x, given.x)
     np.testing.assert_array_equal(puzzle.true, given.true)
     assert_solved_by(puzzle, answer_in(tmp_path / "second-ANSWER.txt"))
@@ -222,7 +227,7 @@ def test_bad_arguments_are_refused_in_one_line(arguments, said, tmp_path, monkey
     (tmp_path / "full" / "something").touch()
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-        console.run_command(lambda: train.main(arguments))
+        console.run_command(lambda: train(arguments))
     said_out, said_err = capsys.readouterr()
     assert ended.value.code == 2 and said_out == ""
     assert said_err.startswith(f"error: {said}") and said_err.count("\n") == 1
@@ -239,9 +244,9 @@ def test_the_command_line_itself_ends_with_status_2(tmp_path):
 def test_the_examples_recipe_makes_its_answer(tmp_path):
     out = tmp_path / "example.safetensors"
     short = ["--rows", "64", "--epochs", "1", "--keep-rows", "32", "--quiet"]
-    assert train.main(["--example", str(out), *short]) == 0
+    assert train(["--example", str(out), *short]) == 0
     assert hashlib.sha256((tmp_path / "example-ANSWER.txt").read_bytes()).hexdigest() == training.EXAMPLE_SHA256
-    puzzle = files.load(out)
+    puzzle = load(out)
     assert puzzle.w_in.shape == (48, 96, 48) and len(puzzle.x) == 32
     assert_solved_by(puzzle, answer_in(tmp_path / "example-ANSWER.txt"))
 
@@ -250,7 +255,7 @@ def test_the_shipped_example_is_small_and_learned_its_table():
     path = resources.files("dropjax") / "example.safetensors"
     assert len(path.read_bytes()) < 3_000_000
     with resources.as_file(path) as file:
-        puzzle = files.load(file)
+        puzzle = load(file)
     assert puzzle.w_in.shape == (48, 96, 48) and puzzle.x.shape == (training.EXAMPLE_RECIPE["keep_rows"], 48)
     assert puzzle.true is not None
     assert np.mean((puzzle.pred - puzzle.true) ** 2) < 0.15 * np.var(puzzle.true)

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import reference
 
-from dropjax import verify
-from dropjax.solution import Outcome
-from dropjax.stack import identity_arrangement
+from dropjax.core.solution import Outcome
+from dropjax.core.stack import identity_arrangement
+from dropjax.search import verify
 
 
 def made(seed=0, shape=(5, 6, 4, 2), rows=30):

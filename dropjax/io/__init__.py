@@ -1,0 +1,1 @@
+"""Puzzles, checkpoints and results as files."""

@@ -1,0 +1,227 @@
+"""Pages: HTML that needs nothing beside itself. Every number on a page is looked up in the record that is saved with it."""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from dropjax.core.solution import Solution
+
+STYLE = """
+:root{color-scheme:light}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:62rem;padding:1rem 1rem 4rem;font:16px/1.55 system-ui,sans-serif;color:#1a1a1a;background:#fff}
+h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0}
+h2{font-size:1.25rem;margin:2.5rem 0 .5rem;border-top:1px solid #ccc;padding-top:1rem}
+p{max-width:46rem;overflow-wrap:anywhere}
+nav a{margin-right:1em;white-space:nowrap}
+a{color:#0059a0}
+figure{margin:1.5rem 0}
+figure img{width:100%;height:auto;display:block}
+figcaption{color:#555;font-size:.9rem;max-width:46rem}
+.scroll{overflow-x:auto;margin:1rem 0}
+table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
+caption{text-align:left;font-weight:600;padding-bottom:.3rem}
+th,td{padding:.15rem .7rem .15rem 0;text-align:right;white-space:nowrap;border-bottom:1px solid #e4e4e4}
+th:first-child,td:first-child{text-align:left}
+.verdict{font-weight:600}
+.bar{display:inline-block;height:.7em;background:#0072B2}
+code{overflow-wrap:anywhere}
+@media print{body{max-width:none;font-size:10.5pt;padding:0}nav{display:none}h2{break-after:avoid}
+figure,tr{break-inside:avoid}.scroll{overflow:visible}}
+"""
+
+SHELL = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+class Drawn(NamedTuple):
+    """A figure as the page has it."""
+
+    wide: bytes
+    """SVG."""
+    narrow: bytes
+    """SVG for a phone."""
+    alt: str
+
+
+class Columns(NamedTuple):
+    """A table of the page: the list at `path` in the record, one row for each entry."""
+
+    path: str
+    caption: str
+    columns: Sequence[tuple[str, str, str]]
+    """(heading, path within the entry, format)."""
+
+
+def look_up(record: Any, path: str) -> Any:
+    """The entry at `path`, keys and indices separated by dots."""
+    for key in path.split("."):
+        record = record[int(key)] if isinstance(record, list | tuple) else record[key]
+    return record
+
+
+def shown(value: Any, form: str = "") -> str:
+    """A value as people read it."""
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return escape(value)
+    text = format(value, form or (",d" if isinstance(value, int) else ".4g"))
+    if match := re.fullmatch(r"(-?[0-9.]+)e([+-])0*([0-9]+)", text):
+        text = f"{match[1]}·10<sup>{'−' if match[2] == '-' else ''}{match[3]}</sup>"
+    return re.sub("^-", "−", text)
+
+
+def number(record: Any, path: str, form: str = "") -> str:
+    """The entry at `path`, marked up with its path and full value."""
+    value = look_up(record, path)
+    return f'<data data-path="{escape(path)}" value="{escape(str(value))}">{shown(value, form)}</data>'
+
+
+def filled(text: str, record: Any) -> str:
+    """`text` with each {path} or {path:format} replaced by the number there."""
+    return re.sub(r"\{([\w.]+)(?::([^}]+))?\}", lambda m: number(record, m[1], m[2] or ""), text)
+
+
+def scrolling(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
+    """A table of HTML cells that scrolls sideways by itself where it is wider than the page."""
+    heads = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    caption = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="scroll" tabindex="0"><table>{caption}<thead><tr>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def table(record: Any, columns: Columns) -> str:
+    """The table that `columns` describes."""
+    entries = range(len(look_up(record, columns.path)))
+    rows = [[number(record, f"{columns.path}.{k}.{key}", form) for _, key, form in columns.columns] for k in entries]
+    return scrolling([heading for heading, _, _ in columns.columns], rows, columns.caption)
+
+
+def picture(drawn: Drawn) -> str:
+    """A figure in two layouts, inlined."""
+    wide, narrow = (f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for svg in (drawn.wide, drawn.narrow))
+    return (
+        f'<figure><picture><source media="(max-width: 600px)" srcset="{narrow}">'
+        f'<img src="{wide}" alt="{escape(drawn.alt)}"></picture></figure>'
+    )
+
+
+def render(template: str, title: str, record: Mapping[str, Any], drawn: Mapping[str, Drawn]) -> str:
+    """The whole page from a template: HTML with numbers as {path} or {path:format}, and, each on a line of its own,
+
+    {{figure NAME}}
+    {{table PATH | caption | heading = key:format | …}}
+    {{if PATH}} … {{end}} and {{unless PATH}} … {{end}}, kept where the record has something at PATH that is neither false, 0
+    nor empty, or where it has not.
+    """
+
+    def kept(match: re.Match) -> str:
+        try:
+            there = bool(look_up(record, match[2]))
+        except LookupError:
+            there = False
+        return match[3] if there == (match[1] == "if") else ""
+
+    def placed(match: re.Match) -> str:
+        if match[1] == "figure":
+            return picture(drawn[match[2]])
+        path, caption, *columns = (part.strip() for part in match[2].split("|"))
+        parts = ([part.strip() for part in column.rpartition("=")] for column in columns)
+        return table(record, Columns(path, caption, [(heading, *_split(key)) for heading, _, key in parts]))
+
+    text = re.sub(r"\{\{(if|unless) ([\w.]+)\}\}\n(.*?)\{\{end\}\}\n", kept, template, flags=re.DOTALL)
+    headings = re.findall("<h2>(.*?)</h2>", text)
+    text = re.sub("<h2>(.*?)</h2>", lambda m: f'<h2 id="s{headings.index(m[1])}">{m[1]}</h2>', text)
+    links = " ".join(f'<a href="#s{k}">{heading}</a>' for k, heading in enumerate(headings))
+    text = text.replace("<nav></nav>", f"<nav>{links}</nav>").replace("{title}", escape(title))
+    # Figures and tables are put in last: what is in them must not be taken for a number's path.
+    pieces = re.split(r"(\{\{.*?\}\})", text)
+    body = [
+        re.sub(r"\{\{(\w+) (.*)\}\}", placed, piece) if piece.startswith("{{") else filled(piece, record) for piece in pieces
+    ]
+    return shell(title, "".join(body))
+
+
+def _split(key: str) -> tuple[str, str]:
+    name, _, form = key.partition(":")
+    return name, form
+
+
+def shell(title: str, body: str) -> str:
+    """A page around its body."""
+    return SHELL.format(title=escape(title), style=STYLE, body=body)
+
+
+# Of one solution
+
+
+def short_page(solution: Solution, expected_sha256: str | None = None) -> str:
+    """A solution on one page: how it ended, stage by stage, the pairing's margins, what remains ambiguous.
+
+    It draws with nothing but the page's own means, and its numbers are those of `solution.json`.
+    """
+    record = solution.to_json(expected_sha256)
+    pairing = record["pairing"]
+    most = max((own for own in pairing["own"] if own is not None), default=0) or 1
+    halves = sorted(range(len(pairing["pairs"])), key=lambda k: pairing["gap"][k] or 0)
+    pairs = []
+    for k in halves:
+        bar = f'<span class="bar" style="width:{8 * max(pairing["own"][k] or 0, 0) / most:.2f}em"></span>'
+        cells = [number(record, f"pairing.{path}") for path in (f"pairs.{k}.0", f"pairs.{k}.1")]
+        cells += [number(record, f"pairing.{name}.{k}", ".3f") for name in ("own", "runner_up", "gap")]
+        pairs.append([*cells, bar])
+    groups = "; ".join(", ".join(map(str, group)) for group in record["ties"])
+    doubtful = ", ".join(map(str, record["doubtful"]))
+    stages = Columns(
+        "stages",
+        "Stage by stage",
+        [
+            *(("stage", "name", ""), ("seconds", "seconds", ".2f"), ("MSE", "mse", ".3g")),
+            *(("on rows", "rows", ""), ("evaluations", "evaluations", ""), ("moves", "swaps", "")),
+        ],
+    )
+    verdict = "Solved: {outcome}" if record["solved"] else "Not solved ({stop_reason}); what follows is the best so far"
+    ambiguity = [
+        f"<p>Pieces that no table can tell apart: {groups}.</p>"
+        if groups
+        else "<p>No interchangeable pieces were found.</p>",
+        f"<p>Input halves whose partner is in doubt by its margin: {doubtful}.</p>" if doubtful else "",
+    ]
+    body = [
+        "<h1>A dropped stack, put back in order</h1>",
+        filled(
+            f'<p class="verdict">{verdict}.</p><p>MSE {{mse:.3g}} over all {{rows}} rows, largest error '
+            "{max_abs_error:.2g}; float32, or pred itself, accounts for {noise_floor:.2g} (RMS). Method {method} from "
+            "{seed_order}, on {device}, {precision}.</p><p>SHA-256 of the permutation: <code>{sha256}</code></p>",
+            record,
+        ),
+        "<h2>Progress</h2>",
+        table(record, stages),
+        "<h2>Pairing</h2>",
+        filled("<p>Signal: {pairing.signal}. The closest calls come first.</p>", record),
+        scrolling(["input half", "output half", "score", "next best", "margin", ""], pairs),
+        "<h2>Ambiguity</h2>",
+        *ambiguity,
+    ]
+    return shell("A dropped stack, put back in order", "\n".join(body))

@@ -1,0 +1,193 @@
+"""Tables: text with a header, plain or gzip, and Parquet."""
+
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from dropjax.core.errors import InputError
+from dropjax.io.checks import reading
+from dropjax.io.pytorch import not_data
+
+UNPACKED = 1 << 30
+"""Bytes that a compressed table may unpack to: a small file could ask for any memory."""
+
+
+class Table(NamedTuple):
+    """The data: inputs, the stack's outputs, and the true values where they are given."""
+
+    x: Float32[np.ndarray, "N d"]
+    pred: Float32[np.ndarray, "N o"]
+    true: Float32[np.ndarray, "N o"] | None
+
+
+def read_table(path: str | Path) -> Table:
+    """The table in a text file with a header, separated by commas, semicolons or tabs, plain or gzip, or in a Parquet file.
+
+    Columns are found by name: `measurement_0`, …, `pred` or `pred_0`, …, and, if given, `true` or `true_0`, …; others are
+    not read. Every number is the float32 nearest to the float64 nearest to its text. Raises `InputError`.
+    """
+    path = Path(path)
+    with reading(path), path.open("rb") as file:
+        head = file.read(512)
+    names, wide, parts = (_read_parquet if head.startswith(b"PAR1") else _read_text)(path)
+    wanted = sorted(column for part in parts for column in part)
+    with np.errstate(over="ignore"):
+        values = wide.astype(np.float32)
+    if not np.isfinite(values).all():
+        row, column = np.argwhere(~np.isfinite(values))[0]
+        got = wide[row, column]
+        raise InputError(f"{path}: {names[wanted[column]]}: row {row + 1}: expected a finite float32 number, got {got}")
+    x, pred, true = (np.ascontiguousarray(values[:, np.searchsorted(wanted, part)]) for part in parts)
+    return Table(x, pred, true if parts[2] else None)
+
+
+class Columns(NamedTuple):
+    """What a table's file holds of ours."""
+
+    names: Sequence[str]
+    """Of all its columns."""
+    wide: Float[np.ndarray, "N wanted"]
+    """The wanted columns, in the file's order."""
+    parts: Sequence[Sequence[int]]
+    """Where x's, pred's and true's columns stand among all."""
+
+
+def _read_text(path: Path) -> Columns:
+    try:
+        text = _unpacked(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}"
+        ) from None
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"{path}: expected a header and rows, got an empty file")
+    separator = max(",;\t", key=lines[0].count)
+    try:
+        names = [name.strip() for name in next(csv.reader(lines[:1], delimiter=separator))]
+        _check_widths(path, lines, separator, len(names), quoted='"' in text)
+    except csv.Error as error:
+        raise InputError(f"{path}: expected a table, got {error}") from None
+    parts = _parts(path, names)
+    if len(lines) == 1:
+        raise InputError(f"{path}: expected at least one row, got none")
+    wanted = sorted(column for part in parts for column in part)
+    try:
+        wide = np.loadtxt(lines[1:], delimiter=separator, comments=None, quotechar='"', usecols=wanted, ndmin=2)
+    except ValueError as error:
+        raise InputError(f"{path}: {_bad_cell(lines, separator, names, wanted) or error}") from None
+    return Columns(names, wide, parts)
+
+
+def _unpacked(path: Path) -> bytes:
+    """The file's bytes, or what they unpack to."""
+    with reading(path):
+        data = path.read_bytes()
+    if what := not_data(data[:512]) if data else None:
+        raise InputError(f"{path}: expected a table, got {what}")
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        with gzip.open(io.BytesIO(data)) as file:
+            text = file.read(UNPACKED + 1)
+    except (EOFError, OSError, zlib.error):
+        raise InputError(f"{path}: expected a table, got a gzip file cut short or damaged") from None
+    if len(text) > UNPACKED:
+        raise InputError(f"{path}: expected a gzip file of at most {UNPACKED >> 20} MiB of text, got more: unpack it first")
+    return text
+
+
+def _read_parquet(path: Path) -> Columns:
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(f"{path}: expected pyarrow to read Parquet, got none: pip install 'dropjax[parquet]'") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            names, rows = file.schema_arrow.names, file.metadata.num_rows
+            parts = _parts(path, names)
+            wanted = sorted(column for part in parts for column in part)
+            if rows == 0:
+                raise InputError(f"{path}: expected at least one row, got none")
+            if 8 * rows * len(wanted) > UNPACKED:
+                raise InputError(
+                    f"{path}: expected at most {UNPACKED >> 20} MiB of numbers, got {rows} rows of {len(wanted)}"
+                )
+            for column in wanted:
+                kind = file.schema_arrow.field(column).type
+                if not (arrow.types.is_floating(kind) or arrow.types.is_integer(kind)):
+                    raise InputError(f"{path}: {names[column]}: expected numbers, got {kind}")
+            table = file.read([names[column] for column in wanted])
+            columns = []
+            for column in wanted:
+                values = table.column(names[column])
+                if values.null_count:
+                    row = values.is_null().to_pylist().index(True) + 1
+                    raise InputError(f"{path}: {names[column]}: row {row}: expected a number, got a blank cell")
+                columns.append(values.to_numpy().astype(np.float64))
+    except InputError:
+        raise
+    except (arrow.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        got = " ".join(str(error).split())[:80]
+        raise InputError(f"{path}: expected a Parquet table, got one cut short or damaged ({got})") from None
+    return Columns(names, np.stack(columns, axis=1), parts)
+
+
+def _parts(path: Path, names: Sequence[str]) -> Sequence[Sequence[int]]:
+    return [_columns(path, names, stem) for stem in ("measurement", "pred", "true")]
+
+
+def _columns(path: Path, names: Sequence[str], stem: str) -> list[int]:
+    """Where the columns `stem`_0, `stem`_1, … or the only column `stem` stand."""
+    ours = [name for name in names if re.fullmatch(stem + r"(_[0-9]{1,9})?", name)]
+    doubled = [name for name, times in Counter(ours).items() if times > 1]
+    if doubled:
+        raise InputError(f"{path}: expected every column once, got {doubled[0]} twice")
+    if ours == [stem] and stem != "measurement":
+        return [names.index(stem)]
+    if stem in ours and len(ours) > 1:
+        raise InputError(f"{path}: expected {stem} or {stem}_0, {stem}_1, …, got {stem} and {ours[ours[0] == stem]}")
+    expected = [f"{stem}_{k}" for k in range(max(len(ours), 1))]
+    if stem == "true" and not ours:
+        return []
+    missing = [name for name in expected if name not in names]
+    if missing:
+        what = f"{stem} or {missing[0]}" if stem != "measurement" else missing[0]
+        got = ours or names
+        shown = ", ".join(repr(name[:40]) for name in got[:4]) + (", …" if len(got) > 4 else "")
+        raise InputError(f"{path}: expected a column {what}, got {shown}")
+    return [names.index(name) for name in expected]
+
+
+def _check_widths(path: Path, lines: Sequence[str], separator: str, width: int, quoted: bool) -> None:
+    """Every row is as long as the header, or has one empty cell more; else its cells are not under their names."""
+    rows = csv.reader(lines, delimiter=separator, strict=True) if quoted else None
+    counts = map(len, rows) if rows else (line.count(separator) + 1 for line in lines)
+    for row, cells in enumerate(counts):
+        if cells != width and not (cells == width + 1 and lines[row].endswith(separator)):
+            raise InputError(f"{path}: row {row}: expected {width} cells as the header has, got {cells}")
+
+
+def _bad_cell(lines: Sequence[str], separator: str, names: Sequence[str], wanted: Sequence[int]) -> str | None:
+    """The first cell that is no number."""
+    for row, cells in enumerate(csv.reader(lines[1:], delimiter=separator), 1):
+        for column in wanted:
+            cell = cells[column].strip() if column < len(cells) else ""
+            try:
+                if not cell.isascii() or "_" in cell:
+                    raise ValueError
+                float(cell)
+            except ValueError:
+                got = repr(cell[:40]) if cell else "a blank cell"
+                return f"{names[column]}: row {row}: expected a number, got {got}"
+    return None

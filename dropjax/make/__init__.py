@@ -1,0 +1,1 @@
+"""Stacks to drop: trained, or drawn."""

@@ -1,0 +1,1 @@
+"""In what order the blocks stand: each method of its own."""

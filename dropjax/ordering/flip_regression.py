@@ -1,0 +1,107 @@
+"""The order by least squares: to first order every two blocks that stand the wrong way round add a change of their own.
+
+One regression of the errors on all such changes tells all wrong ways at once, also where they make up for one another and no
+single move helps. It owes nothing to the weights.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from dropjax.core.options import MEMORY
+from dropjax.core.stack import Stack, read_out
+from dropjax.moves.first_order import flips_and_swaps, linearise
+from dropjax.runtime.rows import mean_over_rows
+
+A = TypeVar("A", np.ndarray, Array)
+
+
+ORDER_RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
+"""Ridges of an order, in the same units: weak ones near the answer, strong ones far from it."""
+
+
+class Normal(NamedTuple):
+    """The MSE after a share s of each of P changes, to first order: `mse` − 2·s·`towards` + s·`gram`·s."""
+
+    mse: Float[Array, ""]
+    gram: Float[Array, "P P"]
+    towards: Float[Array, " P"]
+
+
+def flippable(depth: int, reach: int | None = None) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+    """Every two positions i < j, at most `reach` apart."""
+    i, j = np.triu_indices(depth, 1)
+    near = j - i <= (reach or depth)
+    return i[near], j[near]
+
+
+@partial(jax.jit, static_argnames=("memory", "reach"))
+def normal_equations(
+    stack: Stack,
+    arrangement: Int[Array, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    memory: int = MEMORY,
+    reach: int | None = None,
+) -> Normal:
+    """Of −e by Δ_ij for all `flippable` i < j: the change of the outputs by the blocks at i and j standing the other way
+    round."""
+    depth, (hidden, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
+    i, j = flippable(depth, reach)
+
+    def of_chunk(x, pred, weight):
+        at = linearise(stack, arrangement, x)
+        error = (read_out(stack, at.states[-1]) - pred) * weight[:, None]
+        changes = flips_and_swaps(stack, arrangement, at)[..., i, j] * weight[:, None, None]
+        product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+        return Normal(jnp.sum(error**2), product("nop,noq->pq", changes, changes), -product("nop,no->p", changes, error))
+
+    held = depth * hidden + 2 * depth * width * (1 + outputs) + outputs * (4 * depth**2 + 2 * len(i))
+    return mean_over_rows(of_chunk, x, pred, 4 * held, memory)
+
+
+def ridge_solutions(normal: Normal, ridges: Sequence[float] = ORDER_RIDGES) -> list[Float[np.ndarray, " P"]]:
+    """For each ridge, how much of each unknown the errors ask for."""
+    _, gram, towards = (np.asarray(a, np.float64) for a in normal)
+    scale = max(np.trace(gram) / len(gram), 1e-300)
+    identity = np.eye(len(gram))
+    return [scipy.linalg.solve(gram + ridge * scale * identity, towards, assume_a="pos") for ridge in ridges]
+
+
+def expected_places(share: Float[A, "*K P"], depth: int, reach: int | None = None) -> Float[A, "*K L"]:
+    """Where each block is to stand, every `flippable` pair being the wrong way round with probability `share`: the expected
+    number of blocks before it (Borda's count)."""
+    i, j = flippable(depth, reach)
+    pair = np.arange(len(i))
+    turned = np.zeros((len(i), depth))
+    turned[pair, i], turned[pair, j] = 1, -1
+    return share.clip(0, 1) @ turned + np.arange(depth)
+
+
+def reordered(arrangement: Int[np.ndarray, "L 2"], share: Float[np.ndarray, " P"]) -> Int[np.ndarray, "L 2"]:
+    """The blocks by their `expected_places`."""
+    return arrangement[np.argsort(expected_places(share, len(arrangement)), kind="stable")]
+
+
+def orders(
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    memory: int = MEMORY,
+) -> Int[np.ndarray, "K L 2"]:
+    """Orders of the same blocks that regressions of the errors propose; K is always the same.
+
+    For each ridge: those by the shares themselves, about 0 where two blocks stand rightly and 1 where not, by half and by
+    twice as much, and by the flips of more than 30% and 70%.
+    """
+    shares = ridge_solutions(normal_equations(stack, arrangement, x, pred, memory))
+    asked = [of for share in shares for of in (share, share / 2, 2 * share, share > 0.3, share > 0.7)]
+    return np.stack([reordered(arrangement, np.asarray(of, np.float64)) for of in asked])

@@ -1,0 +1,210 @@
+"""Guided repair: moves proposed by the adjoints, decided by exact evaluations."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from dropjax.core.options import MEMORY
+from dropjax.core.protocols import Keep, keep_nothing
+from dropjax.core.stack import Stack, Trajectory, read_out, trajectory
+from dropjax.moves.arrangements import moved
+from dropjax.moves.exact import squared_error
+from dropjax.moves.first_order import FirstOrder, far_move, first_order_sums, linearised
+from dropjax.runtime import mesh
+from dropjax.runtime.programs import program
+from dropjax.runtime.rows import in_chunks
+
+CHUNK = 256
+"""Rows that guided repair begins with, and takes at a time."""
+
+
+PART = 16 * CHUNK
+"""Rows, times rounds, that guided repair goes through before it is asked whether to stop."""
+
+
+CUTOFFS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Fractions of the best predicted fall that a proposal must reach, from all proposals to the best alone."""
+
+
+class Proposals(NamedTuple):
+    """The best move between any two positions i < j, by its predicted effect; entries with i ≥ j are unused."""
+
+    mse: Float[Array, ""]
+    """Of the arrangement itself, over the rows in use."""
+    fall: Float[Array, "L L"]
+    """How far the move is predicted to lower the MSE; ≤ 0 where none is proposed."""
+    kind: Int[Array, "L L"]
+    """Index into `FarChanges`: the block at i goes to j, the block at j goes to i, or both change places."""
+
+
+class Guided(NamedTuple):
+    """State and result of guided repair."""
+
+    arrangement: Int[Array, "L 2"]
+    proposals: Proposals
+    cutoff: Int[Array, ""]
+    """Index into `CUTOFFS`; raised by each rejection, lowered by each acceptance."""
+    far: Array
+    """Whether insertions and swaps over any distance are proposed, or exchanges of neighbours alone."""
+    chunks: Int[Array, ""]
+    """Chunks of rows in use."""
+    rounds: Int[Array, ""]
+    swaps: Int[Array, ""]
+    """Moves accepted."""
+    finished: Array
+    """Exact on the rows in use, or no proposal helps on all rows."""
+
+    def rows(self, of: int, chunk: int = CHUNK) -> int:
+        """Rows in use, out of a table's `of`."""
+        return min(int(self.chunks) * chunk, of)
+
+
+def guided_repair(
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    tolerance: float,
+    stop: Callable[[], object] = lambda: None,
+    keep: Keep = keep_nothing,
+    screen: str = "highest",
+    memory: int = MEMORY,
+) -> Guided:
+    """Guided repair until it is finished, or until `stop()`, which is asked every `PART`."""
+    at = start_guided(arrangement)
+    while not (at.finished or stop()):
+        most = np.int32(max(1, PART // at.rows(len(x))))
+        rounds = partial(guided_rounds, stack, at, x, pred, np.float32(tolerance), most, screen=screen, memory=memory)
+        at = keep(rounds, at)
+    return at
+
+
+def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
+    """The state before the first round."""
+    parts = arrangement, _no_proposals(len(arrangement)), np.bool_(False), np.int32(0), np.int32(1)
+    here, nothing, no, zero, one = mesh.put(parts)
+    return Guided(here, nothing, cutoff=zero, far=no, chunks=one, rounds=zero, swaps=zero, finished=no)
+
+
+def _no_proposals(depth: int) -> Proposals:
+    """Those of an arrangement that is still to be evaluated."""
+    nothing: Any = np.float32(np.inf), np.zeros((depth, depth), np.float32), np.zeros((depth, depth), np.int32)
+    return Proposals(*nothing)
+
+
+@program(static_argnames=("chunk", "screen", "memory"), results=(Proposals, Guided), quick=True)
+def guided_rounds(
+    stack: Stack,
+    start: Guided,
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    tolerance: Float[Array, ""],
+    most: Int[Array, ""],
+    chunk: int = CHUNK,
+    screen: str = "highest",
+    memory: int = MEMORY,
+) -> Guided:
+    """Up to `most` rounds of repair by proposals from first-order scores; ends early where it is finished.
+
+    A round applies the non-overlapping proposals of largest total effect together and keeps them where the MSE over the
+    rows in use falls; fewer are tried after a rejection. Where exchanges of neighbours are used up, moves over any
+    distance are proposed; where these are, four times the rows are taken. An MSE within `tolerance` on the rows in use ends
+    it, whatever moves are left. It begins with the first `chunk` rows. `screen` is the precision of the scores, as
+    `lax.Precision` names it; what is kept is decided at the stack's own.
+    """
+    rows, outputs = pred.shape
+    xs, preds, weights = (in_chunks(a, chunk) for a in (x, pred, jnp.ones(rows)))
+    chunks, depth = len(xs), stack.depth
+
+    def evaluate(arrangement: Int[Array, "L 2"], used: Int[Array, ""]) -> tuple[Float[Array, ""], Trajectory]:
+        """MSE over the chunks used, and the trajectory of the first."""
+        add = lambda c, total: total + squared_error(stack, arrangement, 0, xs[c], preds[c], weights[c])  # noqa: E731
+        first = trajectory(stack, arrangement, xs[0])
+        of_first = jnp.sum(weights[0][:, None] * (read_out(stack, first.states[-1]) - preds[0]) ** 2)
+        return lax.fori_loop(1, used, add, of_first) / values(used), first
+
+    def measure(
+        arrangement: Int[Array, "L 2"], mse: Float[Array, ""], first: Trajectory, far: Array, used: Int[Array, ""]
+    ) -> Proposals:
+        """Proposals from what `evaluate` found."""
+        screened = replace(stack, precision=screen)
+
+        def add(c: Int[Array, ""], sums: FirstOrder) -> FirstOrder:
+            states = lax.cond(c == 0, lambda: first, lambda: trajectory(screened, arrangement, xs[c]))
+            at = linearised(screened, arrangement, states)
+            part = first_order_sums(screened, arrangement, at, preds[c], weights[c], far, memory)
+            return jax.tree.map(jnp.add, sums, part)
+
+        zeros = FirstOrder(jnp.float32(0), jnp.zeros(depth - 1), jnp.zeros((3, depth, depth)))
+        _, adjacent, moves = jax.tree.map(lambda a: a / values(used), lax.fori_loop(0, used, add, zeros))
+        # Neighbours have the more exact score, and all three moves are the same for them.
+        left = jnp.arange(depth - 1)
+        effects = jnp.min(moves, axis=0).at[left, left + 1].set(adjacent)
+        return Proposals(mse, -jnp.triu(effects, 1), jnp.argmin(moves, axis=0))
+
+    def values(used: Int[Array, ""]) -> Int[Array, ""]:
+        return jnp.minimum(used * chunk, rows) * outputs
+
+    def step(at: Guided) -> Guided:
+        # Without proposals, as at the start, the candidate is the arrangement itself: it is accepted, and so measured.
+        candidate, proposed = _apply_best(at.arrangement, at.proposals, jnp.asarray(CUTOFFS)[at.cutoff])
+        mse, first = evaluate(candidate, at.chunks)
+        accepted = mse < at.proposals.mse
+        used_up = ~accepted & ((proposed <= 1) | (at.cutoff == len(CUTOFFS) - 1))
+        done = accepted & (mse <= tolerance)
+        finished = done | (used_up & at.far & (at.chunks == chunks))
+        more_rows = used_up & at.far & ~finished
+        far = jnp.where((accepted & (proposed > 0)) | more_rows, False, at.far | used_up)
+        kept = at.proposals._replace(mse=jnp.where(done, mse, at.proposals.mse))
+        proposals = lax.cond(accepted & ~done, measure, lambda *_: kept, candidate, mse, first, far, at.chunks)
+        return Guided(
+            arrangement=jnp.where(accepted, candidate, at.arrangement),
+            proposals=jax.tree.map(partial(jnp.where, used_up & ~finished), _no_proposals(depth), proposals),
+            cutoff=jnp.where(accepted, jnp.maximum(at.cutoff - 1, 0), jnp.where(used_up, 0, at.cutoff + 1)),
+            far=far,
+            chunks=jnp.where(more_rows, jnp.minimum(4 * at.chunks, chunks), at.chunks),
+            rounds=at.rounds + 1,
+            swaps=at.swaps + jnp.where(accepted, proposed, 0),
+            finished=finished,
+        )
+
+    last = start.rounds + most
+    return lax.while_loop(lambda at: ~at.finished & (at.rounds < last), step, start)
+
+
+def _apply_best(
+    arrangement: Int[Array, "L 2"], proposals: Proposals, cutoff: Float[Array, ""]
+) -> tuple[Int[Array, "L 2"], Int[Array, ""]]:
+    """The non-overlapping proposals of largest total fall, applied, and their number: weighted interval scheduling."""
+    depth = len(arrangement)
+    fall = jnp.where(proposals.fall >= cutoff * jnp.max(proposals.fall), jnp.maximum(proposals.fall, 0), 0)
+    positions = jnp.arange(depth, dtype=jnp.int32)
+
+    def close(best: Float[Array, " L+1"], j: Int[Array, ""]):
+        """best[k] is the largest total fall within the positions before k; here those up to j are settled."""
+        totals = jnp.where(positions < j, best[:-1] + fall[:, j], -jnp.inf)
+        i = jnp.argmax(totals).astype(jnp.int32)
+        worth = totals[i] > best[j]
+        return best.at[j + 1].set(jnp.where(worth, totals[i], best[j])), jnp.where(worth, i, j)
+
+    _, opens = lax.scan(close, jnp.zeros(depth + 1), positions)
+
+    def apply(back: Int[Array, ""], at):
+        arrangement, end, count = at
+        j = depth - 1 - back
+        i = opens[j]
+        here = (j == end) & (i < j)
+        move = far_move(proposals.kind[i, j], i, j)
+        arrangement = jnp.where(here, moved(arrangement, move), arrangement)
+        return arrangement, jnp.where(j == end, i - 1, end), count + here
+
+    start = (arrangement, jnp.int32(depth - 1), jnp.int32(0))
+    arrangement, _, count = lax.fori_loop(0, depth, apply, start)
+    return arrangement, count

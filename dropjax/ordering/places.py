@@ -1,0 +1,370 @@
+"""An order as places on a line, each known up to a Gaussian, and made certain by the errors of the outputs.
+
+To first order the outputs are those of the order at hand plus the flips of the pairs of blocks that stand the wrong way
+round in it. Whether a pair does is unknown, but it is a function of two places: the expectation, the slope by either place
+and the variance that is left are known. So the outputs are linear in the places, with a noise whose covariance is known,
+and the posterior follows from the errors. It is the linearisation for the next round, each time from the same prior: the
+posterior linearisation of García-Fernández et al. (IEEE Transactions on Signal Processing 63(20), 2015). The noise is what
+tells a block that has passed a hundred others, whose flips mostly make up for one another, from one that has passed none.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from dropjax.core.options import MEMORY
+from dropjax.core.stack import Stack, advance, read_out, trajectory
+from dropjax.moves.first_order import adjacent_changes, linearised
+from dropjax.runtime import mesh
+
+DEEP = 64
+"""Blocks beyond which places are looked for at once: there are more pairs than rows, and single moves go astray."""
+
+FEWEST, PER_PLACE = 1000, 3
+"""Predictions that places are fitted to: at least the first, and as many for each place."""
+FEW = 500
+"""Predictions that tell how uncertain a start's places are."""
+TRIED = np.geomspace(1e-8, 2, 40)
+"""White noise that is tried then, in parts of the MSE."""
+
+REACHES = (8, 16, 32, 64, 128, 256)
+"""Positions over which two blocks may stand the wrong way round: the first that is `FAR` standard deviations."""
+FAR = 2.5
+EXACT = 16
+"""Reach up to which neighbours count by their exact change: among more pairs, one does not matter."""
+UNSURE = 0.5
+"""Standard deviation of a place at least, in places: that of a block which may stand anywhere between its neighbours."""
+FIT = 1.2
+"""Mean square of the whitened errors up to which a posterior is believed; above, all predictions get more noise."""
+WHITE = 1e-4, 3.0
+"""That white noise, in parts of the mean variance of the flips: at first, and the factor from one trial to the next."""
+
+WHOLE = 5
+"""Rounds whose posterior is taken as it is; then what is left is fine, and whole steps would swing about it."""
+STEP = 0.6
+"""Part of the way that is gone from then on."""
+FITTED = 0.4
+"""MSE of the order at hand, in parts of what it is expected to be, at which the covariance is as large as it should be."""
+PATIENCE = 20
+"""Rounds without a better order, after which it ends."""
+DOUBT = 0.5, 1.0
+"""Bounds of the part of the covariance that is believed."""
+STUCK, FINER = 10, 0.5
+"""Rounds without a better order, after which it looks finer, for blocks of small effect: the lower bound of doubt is taken
+less by that factor, and white noise by its square."""
+
+
+class Places(NamedTuple):
+    """Gaussian over the places of L blocks in the true order, 0 … L − 1."""
+
+    mean: Float[np.ndarray, " L"]
+    covariance: Float[np.ndarray, "L L"]
+
+    @property
+    def order(self) -> Int[np.ndarray, " L"]:
+        """The blocks by their mean places."""
+        return np.argsort(self.mean, kind="stable")
+
+    def taken(self, order: Int[np.ndarray, " L"]) -> "Places":
+        """Those of the blocks in another order."""
+        return Places(self.mean[order], self.covariance[np.ix_(order, order)])
+
+    def towards(self, other: "Places", part: float) -> "Places":
+        """Part of the way to another belief."""
+        return Places(*((1 - part) * a + part * b for a, b in zip(self, other, strict=True)))
+
+
+class Precedence(NamedTuple):
+    """Of the blocks at positions i and i + 1 + k: whether they stand the wrong way round, as places know it."""
+
+    probability: Float[np.ndarray, "L reach"]
+    slope: Float[np.ndarray, "L reach"]
+    """Of the probability by the place of the block at i; by the other's, the same with a minus."""
+    variance: Float[np.ndarray, "L reach"]
+    """What the two places leave of p·(1 − p)."""
+
+
+class Linear(NamedTuple):
+    """The M = N·o outputs as a linear function of the L places, in the order of the positions at hand."""
+
+    effect: Float[Array, "M L"]
+    """Change of the outputs by a block's moving right by one place."""
+    shift: Float[Array, " M"]
+    """Expected change by the pairs that stand the wrong way round."""
+    noise: Float[Array, "M M"]
+    """Covariance of what is left of it."""
+    error: Float[Array, " M"]
+    """f − pred of the order at hand."""
+    expected: Float[Array, ""]
+    """The MSE that the order at hand should have."""
+
+
+def is_deep(depth: int) -> bool:
+    """Whether a stack of that depth is put in order by its blocks' places alone."""
+    return depth > DEEP
+
+
+def rows_needed(depth: int, outputs: int) -> int:
+    """Rows that places are fitted to, of as many as there are."""
+    return -(-max(FEWEST, PER_PLACE * depth) // outputs)
+
+
+def precedence(mean: Float[np.ndarray, " L"], covariance: Float[np.ndarray, "L L"]) -> Precedence:
+    """Of blocks in the order of their mean places."""
+    depth = len(mean)
+    deviation = np.sqrt(np.mean(np.diag(covariance)))
+    reach = min(next((reach for reach in REACHES if reach >= FAR * deviation), REACHES[-1]), depth - 1)
+    i = np.arange(depth)[:, None]
+    j = i + 1 + np.arange(reach)
+    inside, j = j < depth, np.minimum(j, depth - 1)
+    own = np.diag(covariance)
+    spread = np.sqrt(np.maximum(own[i] + own[j] - 2 * covariance[i, j], 2 * UNSURE**2))
+    apart = (mean[j] - mean[i]) / spread
+    probability, slope = scipy.special.ndtr(-apart), np.exp(-(apart**2) / 2) / (np.sqrt(2 * np.pi) * spread)
+    variance = np.maximum(probability * (1 - probability) - (spread * slope) ** 2, 0)
+    return Precedence(*(np.where(inside, of, 0).astype(np.float32) for of in (probability, slope, variance)))
+
+
+@partial(jax.jit, static_argnames="memory")
+def linear_model(
+    stack: Stack,
+    arrangement: Int[Array, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    pairs: Precedence,
+    memory: int = MEMORY,
+) -> Linear:
+    """The outputs by the places, from one pass forward and one back.
+
+    The pass back goes from segment to segment of the stack, and runs each once more from the states that it begins with:
+    of all that happens on the way, one segment and the `reach` blocks behind it are held, of the size that `memory` allows.
+    """
+    depth, (hidden, width), (rows, outputs) = stack.depth, stack.w_in.shape[1:], pred.shape
+    count, reach = rows * outputs, pairs.probability.shape[1]
+    of_block = 4 * rows * (hidden + 4 * width * (1 + outputs) + 4 * outputs * reach)
+    block = max(1, min(depth, max(reach // 4, 8), memory // 4 // of_block))
+    segments, window = -(-depth // block), block + reach
+    # Behind the last block stand some whose output half is zero: neither they nor their flips change anything.
+    w_out, b_out = (jnp.pad(a, ((0, 1),) + ((0, 0),) * (a.ndim - 1)) for a in (stack.w_out, stack.b_out))
+    filled = replace(stack, w_out=w_out, b_out=b_out)
+    beyond = jnp.tile(jnp.array([[0, depth]], arrangement.dtype), (segments * block + 1 - depth, 1))
+    halves = jnp.concatenate([arrangement, beyond])
+    bands = [jnp.pad(band, ((0, segments * block - depth), (0, 0))) for band in pairs]
+    first = block * jnp.arange(segments)
+
+    def enter(x: Float[Array, "N d"], first: Int[Array, ""]) -> tuple[Array, Array]:
+        return advance(filled, halves, first, first + block, x), x
+
+    last, entered = lax.scan(enter, x, first)
+    a, apart = np.arange(block), np.arange(window) - np.arange(block)[:, None]
+    inside = (apart > 0) & (apart <= reach)
+    inner = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+    def add(carried: tuple[Linear, Array, Array, Array], segment: tuple[Array, Array]):
+        so_far, residuals, increments, behind = carried
+        x, first = segment
+        here = lax.dynamic_slice_in_dim(halves, first, block + 1)  # with the last one's neighbour, of the next segment
+        at = linearised(filled, here, trajectory(filled, here, x), behind)
+        # [N, …, window, d], the segment's own before those behind it
+        residuals = jnp.concatenate([jnp.einsum("and->nad", jnp.diff(at.states, axis=0)[:-1]), residuals], axis=1)
+        increments = jnp.concatenate([jnp.einsum("anod->noad", -jnp.diff(at.adjoints, axis=0)[:-1]), increments], axis=2)
+
+        def windowed(band: Float[Array, "L+ reach"]) -> Float[Array, "block window"]:
+            here = lax.dynamic_slice_in_dim(band, first, block)
+            return jnp.where(inside, here[a[:, None], np.clip(apart - 1, 0, reach - 1)], 0)
+
+        probability, slope, variance = map(windowed, bands)
+        one_way = inner("noad,nbd->noab", increments[:, :, :block], residuals)
+        delta = one_way - inner("nobd,nad->noab", increments, residuals[:, :block])
+        if reach <= EXACT:
+            near = adjacent_changes(filled, here, at)
+            delta = delta.at[:, :, a, a + 1].set(jnp.einsum("ano->noa", near))
+        delta = delta.reshape(count, block, window)
+        effect = so_far.effect
+        for sign, part in ((1, inner("mab,ab->ma", delta, slope)), (-1, inner("mab,ab->mb", delta, slope))):
+            there = lax.dynamic_slice_in_dim(effect, first, part.shape[1], axis=1)
+            effect = lax.dynamic_update_slice_in_dim(effect, there + sign * part, first, axis=1)
+        left = (jnp.sqrt(variance) * delta).reshape(count, -1)
+        summed = so_far._replace(
+            effect=effect,
+            shift=so_far.shift + inner("mab,ab->m", delta, probability),
+            noise=so_far.noise + inner("mp,np->mn", left, left),
+            expected=so_far.expected + inner("mab,mab,ab->", delta, delta, probability) / count,
+        )
+        return (summed, residuals[:, :reach], increments[:, :, :reach], at.adjoints[1]), None
+
+    nothing = Linear(
+        effect=jnp.zeros((count, segments * block + reach)),
+        shift=jnp.zeros(count),
+        noise=jnp.zeros((count, count)),
+        error=(read_out(stack, last) - pred).reshape(-1),
+        expected=jnp.float32(0),
+    )
+    nowhere = jnp.zeros((rows, reach, width)), jnp.zeros((rows, outputs, reach, width))
+    at_end = nothing, *nowhere, jnp.broadcast_to(stack.w_last, (rows, *stack.w_last.shape))
+    (summed, *_), _ = lax.scan(add, at_end, (entered, first), reverse=True)
+    return summed._replace(effect=summed.effect[:, :depth])
+
+
+def modelled(
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    places: Places,
+    memory: int = MEMORY,
+) -> Linear | None:
+    """`linear_model` on the host, of an arrangement in the order of its mean places; None where something overflows."""
+    pairs = precedence(*places)
+    linear: Linear = jax.tree.map(mesh.fetch, linear_model(stack, arrangement, x, pred, pairs, memory))
+    return linear if all(np.isfinite(part).all() for part in linear) else None
+
+
+def posterior(
+    prior: Float[np.ndarray, " L"], variance: float, places: Places, linear: Linear, white: float = WHITE[0]
+) -> Places:
+    """The places given the errors: from independent ones with means `prior`, by the linearisation about `places`.
+
+    All in the order of the positions at hand. White noise, at first `white` in parts of the mean variance of the flips, is
+    added until the whitened errors are as small as `FIT` says.
+    """
+    effect, shift, noise, error = (np.asarray(a, np.float64) for a in linear[:4])
+    seen = -error - shift - effect @ (prior - places.mean)
+    of_errors = variance * effect @ effect.T + noise
+    unit = max(np.mean(np.diag(noise)), 1e-6 * np.mean(seen**2), 1e-300)
+    while True:
+        try:
+            factor = scipy.linalg.cho_factor(of_errors + white * unit * np.eye(len(seen)), lower=True)
+            whitened = scipy.linalg.cho_solve(factor, seen)
+            if seen @ whitened <= FIT * len(seen):
+                break
+        except np.linalg.LinAlgError:  # by float32's rounding of the flips' covariance
+            pass
+        white *= WHITE[1]
+    known = variance**2 * effect.T @ scipy.linalg.cho_solve(factor, effect)
+    return Places(prior + variance * effect.T @ whitened, variance * np.eye(len(prior)) - known)
+
+
+def shrunk(depth: int, variance: float) -> Float[np.ndarray, " L"]:
+    """The mean places of a start's blocks, each with that variance: the less it knows, the nearer to the middle."""
+    middle = (depth - 1) / 2
+    return middle + np.sqrt(max(0.0, 1 - 12 * variance / depth**2)) * (np.arange(depth) - middle)
+
+
+def log_evidence(variance: float, linear: Linear) -> float:
+    """Logarithm of the probability density of the errors, about places that are independent and as expected, with the
+    white noise that makes it largest; constants left out."""
+    effect, shift, noise, error = (np.asarray(a, np.float64) for a in linear[:4])
+    values, vectors = np.linalg.eigh(variance * effect @ effect.T + noise)
+    seen = np.square(vectors.T @ (error + shift))
+    tried = np.maximum(values, 0) + max(np.mean(np.square(error)), 1e-300) * TRIED[:, None]
+    return float(-np.min(np.sum(np.log(tried) + seen / tried, axis=1)) / 2)
+
+
+def likeliest_deviation(
+    stack: Stack, start: Int[np.ndarray, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
+) -> float:
+    """Standard deviation of the places in a start, all alike, of the largest evidence: twice that, at most that of places
+    which are not known at all, since what is not linear in the flips speaks for fewer of them.
+
+    The MSE alone does not tell it: the flips of a block that has passed many others partly make up for one another.
+    """
+    unknown = len(start) / np.sqrt(12)
+    doublings = int(np.log2(max(unknown / UNSURE, 1)))
+    best, most = unknown, -np.inf
+    for deviation in unknown / 2.0 ** np.arange(doublings, 0, -1):
+        places = Places(shrunk(len(start), deviation**2), deviation**2 * np.eye(len(start)))
+        linear = modelled(stack, start, x, pred, places, memory)
+        if linear is None:
+            break
+        evidence = log_evidence(deviation**2, linear)
+        if evidence < most:
+            break
+        best, most = 2 * float(deviation), evidence
+    return best
+
+
+class Placing(NamedTuple):
+    """A search for the places of the blocks, as a start has them."""
+
+    places: Places
+    prior: Float[np.ndarray, " L"]
+    """Mean of each place before anything is known but the start."""
+    variance: float
+    """Of each place in the prior."""
+    doubt: float
+    """Part of the covariance that is believed: it falls while the outputs fit better than they should."""
+    fine: float
+    """Part of `DOUBT`'s lower bound that doubt may fall to; `FINER` wherever the search was stuck."""
+    order: Int[np.ndarray, " L"]
+    """The best one so far."""
+    mse: float
+    """Its MSE, over the rows that places are fitted to."""
+    rounds: int
+    waited: int
+    """Rounds since the best."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to be expected."""
+        return self.waited >= PATIENCE
+
+
+def start_placing(
+    stack: Stack, start: Int[np.ndarray, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
+) -> Placing:
+    """What is known before the first round: every place as uncertain as the errors of few rows make likeliest."""
+    rows = -(-FEW // pred.shape[1])
+    variance = likeliest_deviation(stack, start, x[:rows], pred[:rows], memory) ** 2
+    prior = shrunk(len(start), variance)
+    return Placing(
+        Places(prior, variance * np.eye(len(start))),
+        prior,
+        variance,
+        doubt=DOUBT[1],
+        fine=1.0,
+        order=np.arange(len(start)),
+        mse=float("inf"),
+        rounds=0,
+        waited=0,
+    )
+
+
+def placing_round(
+    stack: Stack,
+    start: Int[np.ndarray, "L 2"],
+    at: Placing,
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    memory: int = MEMORY,
+) -> Placing:
+    """One more linearisation, about the order at hand, and what the errors say with it."""
+    order = at.places.order
+    here = at.places.taken(order)
+    believed = here._replace(covariance=at.doubt * here.covariance)
+    linear = modelled(stack, start[order], x, pred, believed, memory)
+    if linear is None:
+        return at._replace(rounds=at.rounds + 1, waited=PATIENCE)
+    mse = float(np.mean(np.square(linear.error, dtype=np.float64)))
+    better = mse < at.mse
+    found = posterior(at.prior[order], at.variance, here, linear, WHITE[0] * at.fine**2).taken(np.argsort(order))
+    doubt = at.doubt * np.sqrt(mse / (FITTED * max(float(linear.expected), 1e-300)))
+    waited = 0 if better else at.waited + 1
+    return Placing(
+        places=at.places.towards(found, 1.0 if at.rounds < WHOLE else STEP),
+        prior=at.prior,
+        variance=at.variance,
+        doubt=float(np.clip(doubt, at.fine * DOUBT[0], DOUBT[1])),
+        fine=at.fine * (FINER if waited == STUCK else 1.0),
+        order=order if better else at.order,
+        mse=min(mse, at.mse),
+        rounds=at.rounds + 1,
+        waited=waited,
+    )

@@ -1,0 +1,1 @@
+"""Which output half belongs to which input half: signals in the weights, how sure they are, and least squares."""

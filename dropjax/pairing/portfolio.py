@@ -1,0 +1,137 @@
+"""Which output half belongs to which input half, from the weights alone (paper, Section 3).
+
+`pair` alone is the paper's ratio. Where that does not tell the pairs apart, `portfolio` looks at the halves in several
+ways (`SIGNALS`) and trusts the one whose matching stands out most from the matchings of the same halves with their hidden
+units shuffled: shuffling takes away what pairs have in common and leaves everything else as it is.
+
+Below, A is an input half's W_in [h, d] and B an output half's W_outᵀ [h, d]: row k of both is hidden unit k.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import scipy
+from jaxtyping import Array, Float
+
+from dropjax.core.options import MEMORY
+from dropjax.core.solution import Pairing
+from dropjax.pairing.certainty import Judged, certainty, wrong_spread
+from dropjax.pairing.evidence import SHUFFLES, Arrays, Evidence, Halves, observe, template_scores
+from dropjax.pairing.ratio import diagonal_dominance, match
+from dropjax.pairing.signals import CHOICES, DISCRIMINANT, LEARNED, SIGNALS, TEMPLATE, WRONG_PAIRS, discriminant
+
+SIGNAL_ERROR = 0.001
+"""Probability with which unrelated halves are said to have a signal, over all signals together, were the mean scores of
+shuffled halves normal; they are not quite with two to four halves, where about 1 in 100 are."""
+
+
+PREFERRED = 0.9
+"""The discriminant is trusted where its separation comes to this share of the best one: it rests on all signals."""
+
+
+def pair(
+    w_in: Float[Array | np.ndarray, "L h d"],
+    w_out: Float[Array | np.ndarray, "L d h"],
+    memory: int = MEMORY,
+    signal: str = "ddr",
+) -> Pairing:
+    """Pair input halves with output halves; `partner[i]` of the result is the output half of input half i.
+
+    `signal` is "ddr", the paper's ratio (Section 3.1); another name in `SIGNALS` or `LEARNED`; or "auto", the one that
+    separates best. All but "ddr" give a `Judged` pairing. Raises ValueError for another name.
+    """
+    if signal == "ddr":
+        return match("ddr", diagonal_dominance(w_in, w_out, memory)[0])
+    return portfolio(Arrays(np.asarray(w_in), np.asarray(w_out)), None if signal == "auto" else (signal,), memory=memory)
+
+
+class _Candidate(NamedTuple):
+    """One signal's matching beside those of the shuffled halves."""
+
+    pairing: Pairing
+    sure: Float[np.ndarray, " L"]
+    clear: float
+    strength: float
+    separation: float
+
+
+def _advantage(pairing: Pairing, least_spread: float) -> float:
+    """By how much the chosen pairs' mean score exceeds the others', in the others' spread (at least `least_spread`)."""
+    own, count = pairing.own, len(pairing.partner)
+    spread = max(wrong_spread(pairing.score, pairing.partner)[0], least_spread)
+    others = (pairing.score.sum() - own.sum()) / max(1, count * (count - 1))
+    return float((own.mean() - others) / spread) if spread > 0 else 0.0
+
+
+def _candidate(name: str, score: Float[np.ndarray, "L L"], *null: Float[np.ndarray, "L L"]) -> _Candidate:
+    pairing, unrelated = match(name, score), [match(name, shuffled) for shuffled in null]
+    floor = float(np.mean([wrong_spread(other.score, other.partner)[0] for other in unrelated]))
+    sure, clear = certainty(pairing, floor)
+    # The spread of few wrong pairs can be small by chance: none counts for less than the shuffled halves' mean.
+    chance = np.array([_advantage(other, floor) for other in unrelated])
+    deviation = chance.std(ddof=1) * np.sqrt(1 + 1 / len(chance))
+    strength = (_advantage(pairing, floor) - chance.mean()) / deviation if deviation > 0 else 0.0
+    usual = np.mean([certainty(other, floor)[0].mean() for other in unrelated])
+    separation = sure.mean() / usual if np.isfinite(sure).all() and 0 < usual < np.inf else 1.0
+    return _Candidate(pairing, sure, clear, float(strength), float(separation))
+
+
+def portfolio(
+    halves: Halves,
+    signals: Sequence[str] | None = None,
+    *,
+    shuffles: int = SHUFFLES,
+    seed: int = 0,
+    memory: int = MEMORY,
+) -> Judged:
+    """Pair the halves by each of `signals` (default: all, and those learned from them) and keep the one that separates best.
+
+    A signal's separation is the mean regret of its matching, in units of its own wrong pairs' spread, over the same of its
+    matchings of shuffled halves. The answer plays no part. Raises ValueError for an unknown signal or fewer than 3 shuffles.
+    """
+    names = CHOICES[1:] if signals is None else tuple(signals)
+    if unknown := [name for name in names if name not in CHOICES[1:]]:
+        raise ValueError(f"signal: expected one of {', '.join(CHOICES[1:])}, got {unknown[0]!r}")
+    if shuffles < 3:
+        raise ValueError(f"shuffles: expected at least 3, got {shuffles}")
+    wanted = [name for name in SIGNALS if name in names or set(LEARNED) & set(names)]
+    every = list(observe(halves, shuffles, seed, memory))  # the halves themselves, and then their shuffled copies
+    scores = {name: [np.asarray(score) for e in every if (score := SIGNALS[name](e)) is not None] for name in wanted}
+    candidates = {name: _candidate(name, *of_name) for name, of_name in scores.items() if of_name}
+    if not candidates:
+        raise ValueError(f"signal: expected one that products of d = {halves.shape[2]} allow, got {', '.join(names)}")
+    base = max(candidates.values(), key=lambda candidate: candidate.separation)
+    matchings = [match(base.pairing.signal, score) for score in scores[base.pairing.signal]]
+    if TEMPLATE in names:
+        candidates[TEMPLATE] = _candidate(TEMPLATE, *map(_template, every, matchings))
+    together = [of_name for name, of_name in scores.items() if of_name and name != "positive_trace"]  # negative_trace again
+    count = halves.shape[0]
+    if DISCRIMINANT in names and count * (count - 1) >= WRONG_PAIRS * len(together):
+        learned = [discriminant(of_one, found.partner) for *of_one, found in zip(*together, matchings, strict=True)]
+        candidates[DISCRIMINANT] = _candidate(DISCRIMINANT, *learned)
+    candidates = {name: candidate for name, candidate in candidates.items() if name in names} or {base.pairing.signal: base}
+    best = max(candidates.values(), key=lambda candidate: candidate.separation)
+    if DISCRIMINANT in candidates and candidates[DISCRIMINANT].separation >= PREFERRED * best.separation:
+        best = candidates[DISCRIMINANT]
+    needed = float(-scipy.special.stdtrit(shuffles - 1, SIGNAL_ERROR / len(candidates)))
+    voters = {name: c.pairing.partner for name, c in candidates.items() if c.strength > needed}
+    return Judged(
+        **vars(best.pairing),
+        certainty=best.sure,
+        clear=best.clear,
+        strength=best.strength,
+        needed=needed,
+        separations={name: c.separation for name, c in candidates.items()},
+        votes=np.sum([partner == best.pairing.partner for partner in voters.values()], axis=0, dtype=int)
+        * np.ones(len(best.sure), int),
+        voters=tuple(voters),
+    )
+
+
+def _template(seen: Evidence, pairing: Pairing) -> Float[np.ndarray, "L L"]:
+    """The template of a matching's surer half."""
+    sure = certainty(pairing)[0]
+    weight = (sure >= np.median(sure)).astype(np.float32)
+    return np.asarray(template_scores(*seen.halves, jnp.asarray(pairing.partner), jnp.asarray(weight)))

@@ -1,0 +1,1 @@
+"""The report: what it measures, its figures, and its page."""

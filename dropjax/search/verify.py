@@ -1,0 +1,265 @@
+"""The last word on an answer: every row of the table, float32's noise, and the answers it cannot be told from."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dropjax.core.options import MEMORY
+from dropjax.core.puzzle import Puzzle
+from dropjax.core.solution import Outcome
+from dropjax.core.stack import Stack, advance, pick, read_out, replay
+from dropjax.moves.arrangements import PAIR_SWAP, adjacent_swaps, moved, nothing, pairs_of_positions
+from dropjax.moves.exact import score_moves
+from dropjax.moves.first_order import adjacent_changes, linearise, pair_swap_changes
+from dropjax.runtime import mesh
+from dropjax.runtime.device import CORE_ROWS, side_by_side, workers
+from dropjax.runtime.programs import program
+from dropjax.runtime.rows import in_chunks, map_over_rows, sum_over_rows
+
+EXACT = 1e-5
+"""An exact answer's RMS error, as a fraction of RMS(pred)."""
+
+ATTAINED = 1.1
+"""Times the noise in pred: what the answer's own RMS error is under, and hardly any other order's."""
+
+PASS_ROWS = 1 << 14
+"""Rows that go through the stack together where one part takes them all: enough to keep a device busy."""
+
+SCREENED_ROWS = 64
+"""Rows on which ties are looked for and float32's noise is measured; what is found is tried on all rows."""
+ALIKE = 4
+"""Times float32's noise: RMS differences up to which outputs are the same. Two runs differ by √2 times the noise of one."""
+NEAR, NEARER = 100, 20
+"""Times the noise: changes to first order up to which moves are looked at, and exact ones, on those rows, where there are
+more than `PADDED` of them. Moves that change more than twice the answer's RMS error cannot lower it."""
+PADDED = 64
+"""Moves are evaluated in multiples of this number, so that few lengths are ever compiled."""
+
+
+def exact_mse(pred: Float[np.ndarray, "N o"]) -> float:
+    """The MSE up to which an answer is exact."""
+    return EXACT**2 * float(np.mean(np.square(pred, dtype=np.float64)))
+
+
+def attainable_mse(pred: Float[np.ndarray, "N o"], noise: float | None) -> float:
+    """The MSE up to which a search has nothing left to find: an exact answer's, or what the noise in pred leaves to any."""
+    return max(exact_mse(pred), (ATTAINED * (noise or 0)) ** 2)
+
+
+class Pass(NamedTuple):
+    """One arrangement's outputs over the whole table, and how far they are from pred."""
+
+    outputs: Float[Array, "N o"]
+    mse: float
+    max_abs_error: float
+
+
+def full_pass(
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    memory: int = MEMORY,
+) -> Pass:
+    """One pass of the arrangement over all rows, which the cores of a CPU share."""
+    parts = pass_parts(len(x))
+    of_part = partial(pass_part, stack, arrangement, x, pred, parts=parts, memory=memory)
+    outputs, squares, worst = zip(*side_by_side(of_part, np.arange(parts, dtype=np.int32)), strict=True)
+    whole = outputs[0] if parts == 1 else jnp.asarray(np.concatenate(outputs)[: len(x)])
+    return Pass(whole, float(np.sum(squares)) / pred.size, float(np.max(worst)))
+
+
+def pass_parts(rows: int) -> int:
+    """Parts in which `full_pass` takes a table: as many as a CPU has cores, but none of too few rows to be worth it."""
+    return max(1, min(workers(), rows // CORE_ROWS))
+
+
+@program(static_argnames=("parts", "memory"))
+def pass_part(
+    stack: Stack,
+    arrangement: Int[Array, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    part: Int[Array, ""],
+    parts: int = 1,
+    memory: int = MEMORY,
+) -> tuple[Float[Array, "M o"], Float[Array, ""], Float[Array, ""]]:
+    """The outputs of one of some equal parts of the rows, their sum of squared errors and their largest absolute error; rows
+    of zeros fill the last part."""
+    hidden, width = stack.w_in.shape[1:]
+    bytes_per_row = 8 * (width + hidden)
+    rows = -(-len(x) // parts)
+    x, pred, weight = (pick(in_chunks(a, rows), part) for a in (x, pred, jnp.ones((len(x), 1))))
+    run = lambda x: read_out(stack, advance(stack, arrangement, 0, stack.depth, x))  # noqa: E731
+    held = min(memory, (PASS_ROWS if parts == 1 else CORE_ROWS) * bytes_per_row)
+    outputs = map_over_rows(run, (x,), bytes_per_row, held)
+    error = weight * (outputs - pred)
+    return outputs, *mesh.whole((jnp.sum(error**2), jnp.max(jnp.abs(error))))
+
+
+class Noise(NamedTuple):
+    """RMS errors that have nothing to do with the order."""
+
+    float32: float
+    """Between the stack's outputs in float32 and in float64."""
+    pred: float | None
+    """Of pred's own rounding, or its declared noise; None where it has neither."""
+
+    @property
+    def floor(self) -> float:
+        """Both together."""
+        return float(np.hypot(self.float32, self.pred or 0.0))
+
+
+def float32_noise(
+    stack: Stack, arrangement: Int[np.ndarray, "L 2"], x: Float[np.ndarray, "N d"], outputs: Float[np.ndarray, "N o"]
+) -> float:
+    """RMS difference of the outputs from a float64 replay, on few rows."""
+    again = replay(arranged_on_host(stack, arrangement), x[:SCREENED_ROWS])
+    return float(np.sqrt(np.mean((again - outputs[:SCREENED_ROWS]) ** 2)))
+
+
+def arranged_on_host(stack: Stack, arrangement: Int[np.ndarray, "L 2"]) -> Stack:
+    """The stack in that arrangement, as NumPy arrays."""
+    return jax.tree.map(np.asarray, stack).arranged(np.asarray(arrangement))
+
+
+def noise_of_pred(pred: Float[np.ndarray, "N o"], decimals: int | None = None, sigma: float | None = None) -> float | None:
+    """RMS of pred's own noise: as declared (`sigma`), or of rounding to `decimals`, which are found where not given.
+
+    Noise that is not declared is never inferred: None.
+    """
+    if sigma is not None:
+        return sigma
+    decimals = rounded_to(pred) if decimals is None else decimals
+    return None if decimals is None else 10.0**-decimals / float(np.sqrt(12))
+
+
+def rounded_to(pred: Float[np.ndarray, "N o"]) -> int | None:
+    """The number of decimals that every value of pred is rounded to; None where float32 itself is as coarse."""
+    values = pred.astype(np.float64)
+    resolution = np.spacing(np.abs(pred).max()).astype(np.float64)
+    for decimals in range(7):
+        if 10.0**-decimals < 8 * resolution:
+            return None
+        if np.all(np.abs(values - np.round(values, decimals)) <= np.spacing(np.abs(pred)).astype(np.float64)):
+            return decimals
+    return None
+
+
+def judge(mse: float, pred: Float[np.ndarray, "N o"], noise: Noise, ties: bool) -> Outcome:
+    """The outcome that a verified MSE stands for."""
+    if mse <= exact_mse(pred):
+        return Outcome.EXACT_UP_TO_TIES if ties else Outcome.EXACT
+    if noise.pred is not None and np.sqrt(mse) <= 2 * noise.floor:
+        return Outcome.NOISE_FLOOR
+    return Outcome.NOT_SOLVED
+
+
+@program(static_argnames=("memory",), quick=True)
+def first_order_changes(
+    stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], memory: int = MEMORY
+) -> Float[Array, " K"]:
+    """RMS change of the outputs, to first order, by the moves that `near_moves` considers."""
+    (depth, hidden, width), outputs = stack.w_in.shape, len(stack.b_last)
+
+    def of_chunk(x: Array, weight: Array) -> Float[Array, " K"]:
+        at = linearise(stack, arrangement, x)
+        i, j = jnp.triu_indices(depth, 1)
+        changes = jnp.concatenate(
+            [adjacent_changes(stack, arrangement, at), pair_swap_changes(stack, arrangement, at)[i, j]]
+        )
+        return jnp.sum(weight[:, None] * changes**2, axis=(1, 2))
+
+    held = 4 * depth * (hidden + 2 * width * (1 + outputs) + outputs * (4 * depth + hidden))
+    return jnp.sqrt(sum_over_rows(of_chunk, (x, jnp.ones(len(x))), held, memory) / (len(x) * outputs))
+
+
+class Near(NamedTuple):
+    """Moves from an answer that come near float32's noise."""
+
+    ties: Int[np.ndarray, "K 3"]
+    """Those that change no output by more than the noise: no table can tell."""
+    better: Int[np.ndarray, "L 2"] | None
+    """The arrangement after the best of those that lower the MSE by more than the noise, if any does."""
+
+    @classmethod
+    def none(cls) -> "Near":
+        """No such moves."""
+        return cls(np.zeros((0, 3), np.int32), None)
+
+
+def near_moves(
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"],
+    x: Float[Array, "N d"],
+    pred: Float[Array, "N o"],
+    host_x: Float[np.ndarray, "N d"],
+    passed: Pass,
+    noise: float,
+    screen: bool = True,
+    memory: int = MEMORY,
+) -> Near:
+    """Swaps of neighbours and pair swaps that the answer can hardly be told from, evaluated on all rows.
+
+    With `screen`, only moves whose change on few rows comes near the noise are.
+    """
+    depth = stack.depth
+    moves = np.concatenate([adjacent_swaps(depth), pairs_of_positions(depth, PAIR_SWAP)])
+
+    def rms(moves: Int[np.ndarray, "K 3"], x: Float[Array, "N d"], target: Float[Array, "N o"]) -> Float[np.ndarray, " K"]:
+        padded = np.concatenate([moves, nothing(depth, -len(moves) % PADDED)])
+        return np.sqrt(score_moves(stack, arrangement, padded, x, target, memory=memory)[: len(moves)].astype(np.float64))
+
+    if screen:
+        few = host_x[:SCREENED_ROWS]
+        moves = moves[np.asarray(first_order_changes(stack, arrangement, few, memory)) <= NEAR * noise]
+        if len(moves) > PADDED:
+            changes = rms(moves, *mesh.put((few, mesh.fetch(passed.outputs)[:SCREENED_ROWS])))
+            moves = moves[changes <= max(NEARER * noise, 2 * np.sqrt(passed.mse))]
+    if len(moves) == 0:
+        return Near.none()
+    tied = rms(moves, x, passed.outputs) <= ALIKE * noise
+    mse = np.where(tied, np.inf, rms(moves, x, pred) ** 2)
+    best = int(np.argmin(mse))
+    fall = passed.mse - mse[best]
+    return Near(moves[tied], np.asarray(moved(mesh.put(arrangement), moves[best])) if fall > noise**2 else None)
+
+
+def tied_pieces(puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"], ties: Int[np.ndarray, "K 3"]) -> list[list[int]]:
+    """The pieces that each tie exchanges: two blocks' four, or two output halves."""
+    groups = []
+    for kind, i, j in ties:
+        outs = [int(puzzle.out_numbers[arrangement[k, 1]]) for k in (i, j)]
+        ins = [int(puzzle.in_numbers[arrangement[k, 0]]) for k in (i, j)]
+        groups.append(outs if kind == PAIR_SWAP else [ins[0], outs[0], ins[1], outs[1]])
+    return groups
+
+
+def duplicate_pieces(puzzle: Puzzle) -> list[list[int]]:
+    """Groups of halves of one kind that are equal bit for bit."""
+    groups: dict[tuple[str, bytes, bytes], list[int]] = {}
+    for kind, numbers, weights, biases in (
+        ("in", puzzle.in_numbers, puzzle.w_in, puzzle.b_in),
+        ("out", puzzle.out_numbers, puzzle.w_out, puzzle.b_out),
+    ):
+        for number, weight, bias in zip(numbers, weights, biases, strict=True):
+            groups.setdefault((kind, weight.tobytes(), bias.tobytes()), []).append(int(number))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def float64_errors(stack: Stack, arrangement, x, pred) -> Mapping[str, float]:
+    """MSE and largest absolute error of the float64 replay over all rows."""
+    error = replay(arranged_on_host(stack, arrangement), np.asarray(x)) - np.asarray(pred)
+    return {"mse": float(np.mean(error**2)), "max_abs_error": float(np.max(np.abs(error)))}
+
+
+def tie_groups(puzzle: Puzzle, arrangement, moves: Int[np.ndarray, "K 3"]) -> Sequence[Sequence[int]]:
+    """All groups of interchangeable pieces, each once."""
+    groups = tied_pieces(puzzle, arrangement, moves) + duplicate_pieces(puzzle)
+    return tuple(dict.fromkeys(tuple(sorted(group)) if len(group) == 2 else tuple(group) for group in groups))
