@@ -82,5 +82,5 @@ def test_without_torch_one_line_says_what_to_install(tmp_path: Path, monkeypatch
 
 
 def test_importing_the_library_imports_neither_torch_nor_pandas():
-    code = "import sys, dropjax, dropjax.files; print(sorted({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, dropjax, dropjax.io.loading; print(sorted({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

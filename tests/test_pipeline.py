@@ -10,8 +10,8 @@ from dropjax.core.solution import Outcome
 from dropjax.core.stack import forward
 from dropjax.ordering import places
 from dropjax.ordering.straightening import start_straightening
-from dropjax.search import ladder, solving, verify
-from dropjax.search.solving import NOTHING_TO_FIND, STALLED
+from dropjax.search import ladder, strategies, verify
+from dropjax.search.run import NOTHING_TO_FIND, STALLED
 
 SHAPE = {"L": 8, "d": 12, "h": 20, "rows": 300}
 """Of the planted puzzles: pairs show in the weights, depth in the residuals' size."""
@@ -79,7 +79,7 @@ def test_what_no_activation_reproduces_is_the_best_of_all():
 
 
 def test_a_start_that_stands_the_wrong_way_round_is_turned(monkeypatch):
-    monkeypatch.setattr(solving, "_climb", lambda *_: pytest.fail("guided repair is enough"))
+    monkeypatch.setattr(strategies, "_climb", lambda *_: pytest.fail("guided repair is enough"))
     puzzle, permutation = planted(1, L=16)
     backwards = [*np.reshape(permutation[:-1], (-1, 2))[::-1].reshape(-1).tolist(), permutation[-1]]
     solution = dropjax.solve(puzzle, initial_order=backwards)
@@ -98,7 +98,7 @@ def test_all_starts_are_straightened_before_the_best_of_them_is_repaired(monkeyp
     diary = Diary()
     assert dropjax.solve(puzzle, initial_order=given, progress=diary).permutation == permutation
     assert diary.begun == ["pairing", "straightening", "verify"]
-    monkeypatch.setattr(solving, "straighten", lambda _, arrangement, *__: start_straightening(arrangement))
+    monkeypatch.setattr(strategies, "straighten", lambda _, arrangement, *__: start_straightening(arrangement))
     diary = Diary()
     solution = dropjax.solve(puzzle, initial_order=given, progress=diary)
     assert solution.permutation == permutation
@@ -107,8 +107,8 @@ def test_all_starts_are_straightened_before_the_best_of_them_is_repaired(monkeyp
 
 
 def test_with_a_time_limit_it_starts_again_until_the_time_is_up(monkeypatch):
-    monkeypatch.setattr(solving, "ATTEMPTS", 1)
-    monkeypatch.setattr(solving, "RANDOM_STARTS", 1)
+    monkeypatch.setattr(strategies, "ATTEMPTS", 1)
+    monkeypatch.setattr(strategies, "RANDOM_STARTS", 1)
     monkeypatch.setattr(ladder, "ROUNDS", (40, 20))
     puzzle, _ = planted(6, L=5)
     noise = 0.3 * puzzle.pred.std() * np.random.default_rng(1).normal(size=puzzle.pred.shape)
@@ -126,8 +126,8 @@ def test_with_a_time_limit_it_starts_again_until_the_time_is_up(monkeypatch):
 
 def test_a_search_that_stalls_names_the_blocks_that_its_best_orders_do_not_agree_on(monkeypatch):
     monkeypatch.setattr(ladder, "ROUNDS", (40, 20))
-    monkeypatch.setattr(solving, "RANDOM_STARTS", 2)
-    monkeypatch.setattr(solving, "ATTEMPTS", 1)
+    monkeypatch.setattr(strategies, "RANDOM_STARTS", 2)
+    monkeypatch.setattr(strategies, "ATTEMPTS", 1)
     puzzle, permutation = planted(6)
     noise = 0.3 * puzzle.pred.std() * np.random.default_rng(1).normal(size=puzzle.pred.shape)
     noisy = dataclasses.replace(puzzle, pred=(puzzle.pred + noise).astype(np.float32))
@@ -332,7 +332,7 @@ def test_a_deep_stack_is_put_in_order_by_places(monkeypatch):
     assert solution.permutation == permutation
     assert diary.begun == ["pairing", "places", "verify"]
     monkeypatch.setattr(ladder, "placing_round", lambda stack, start, at, *_: at._replace(waited=places.PATIENCE))
-    monkeypatch.setattr(solving, "_guided", lambda run, arrangement: arrangement)
+    monkeypatch.setattr(strategies, "guided", lambda run, arrangement: arrangement)
     stuck = dropjax.solve(puzzle, **given, progress=diary)
     assert stuck.outcome is Outcome.NOT_SOLVED
     assert stuck.stop_reason == STALLED
@@ -343,7 +343,7 @@ def test_what_is_exact_but_can_be_told_from_the_answer_is_repaired_on(monkeypatc
     # A wrong order counts as solved, as swaps of a deep stack's neighbours do.
     monkeypatch.setattr(verify, "EXACT", 1.0)
     monkeypatch.setattr(verify, "near_moves", lambda *_: verify.Near.none())
-    monkeypatch.setattr(solving, "_straightened", lambda _, arrangement: arrangement)
+    monkeypatch.setattr(strategies, "_straightened", lambda _, arrangement: arrangement)
     puzzle, permutation = planted(3, L=9)
     blocks = np.reshape(permutation[:-1], (9, 2))[[1, 0, 2, 3, 4, 6, 5, 7, 8]]
     diary = Diary()

@@ -1,0 +1,114 @@
+"""One solve under way: its clock, its records, and whoever wants to know."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Int
+
+from dropjax.core.options import Options
+from dropjax.core.protocols import Progress
+from dropjax.core.solution import Pairing, Stage
+from dropjax.runtime import mesh
+from dropjax.runtime.journal import Journal
+from dropjax.search import verify
+from dropjax.search.problem import Problem
+
+T = TypeVar("T")
+
+
+STOPS = (None, "interrupted", "time limit")
+"""Why a search has to stop, where it has to."""
+
+
+STALLED = "no move lowers the MSE"
+"""Why a search ends that was not stopped."""
+
+
+NOTHING_TO_FIND = "no order reproduces pred"
+"""Why a search ends early."""
+
+
+@dataclass
+class Run:
+    """One solve under way: its clock, its records, and whoever wants to know."""
+
+    problem: Problem
+    options: Options
+    pred_noise: float | None
+    progress: Progress
+    interrupted: Callable[[], bool]
+    journal: Journal | None
+    started: float
+    label: str = ""
+    """Behind the names of its stages, where there are other runs."""
+    stages: list[Stage] = field(default_factory=list)
+    passes: dict[bytes, verify.Pass] = field(default_factory=dict)
+    noises: dict[bytes, float] = field(default_factory=dict)
+
+    def with_activation(self, name: str) -> "Run":
+        """The same, and one list of stages with this one, for the stack with another activation."""
+        problem = self.problem._replace(stack=replace(self.problem.stack, activation=name))
+        return replace(self, problem=problem, label=f", {name}", passes={}, noises={})
+
+    def stop(self) -> str | None:
+        """Why the search has to stop now, if it has to."""
+        limit = self.options.time_limit
+        late = limit is not None and time.perf_counter() - self.started > limit
+        return STOPS[mesh.agreed(1 if self.interrupted() else 2 if late else 0)]
+
+    def keep(self, function: Callable[[], T], like: T) -> T:
+        """What `function()` gives, from the journal where there is one that has it."""
+        return function() if self.journal is None else self.journal.call(function, like, self.stop)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict]:
+        """Times a stage; what it puts into the yielded record (mse, rows, evaluations, swaps) is kept."""
+        name += self.label
+        self.progress.begins(name)
+        start = time.perf_counter()
+        record: dict = {}
+        yield record
+        self.stages.append(Stage(name=name, seconds=time.perf_counter() - start, **record))
+        self.progress.ends(self.stages[-1])
+
+    def full_pass(self, arrangement: Int[np.ndarray, "L 2"]) -> verify.Pass:
+        """The arrangement over all rows; asking again costs nothing."""
+        key = np.asarray(arrangement, np.int32).tobytes()
+        if key not in self.passes:
+            stack, x, pred, _ = self.problem
+            passed = verify.full_pass(stack, arrangement, x, pred, self.options.memory)
+            self.passes[key] = passed if np.isfinite(passed.mse) else passed._replace(mse=np.inf)
+        return self.passes[key]
+
+    def float32_noise(self, arrangement: Int[np.ndarray, "L 2"]) -> float:
+        """float32's noise in the arrangement's outputs; asking again costs nothing."""
+        key = np.asarray(arrangement, np.int32).tobytes()
+        if key not in self.noises:
+            stack, _, _, table = self.problem
+            outputs = mesh.fetch(self.full_pass(arrangement).outputs)
+            self.noises[key] = verify.float32_noise(stack, arrangement, table.x, outputs)
+        return self.noises[key]
+
+    def solved(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
+        """Whether the arrangement reproduces pred on all rows as well as pred allows."""
+        noise = verify.Noise(0.0, self.pred_noise)
+        return verify.judge(self.full_pass(arrangement).mse, self.problem.table.pred, noise, ties=False).solved
+
+    def on_all_rows(self, arrangement: Int[np.ndarray, "L 2"]) -> dict:
+        """The arrangement's MSE as a stage's record has it."""
+        return {"mse": self.full_pass(arrangement).mse, "rows": len(self.problem.x)}
+
+
+class Searched(NamedTuple):
+    """A search's result, before it is verified."""
+
+    arrangement: Int[np.ndarray, "L 2"]
+    seed_order: str
+    stop_reason: str
+    pairing: Pairing
+    reason: str | None = None
+    """Why nothing can be found, with the evidence."""
