@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dropjax import console
+from dropjax.core.protocols import Context, T
 from dropjax.core.stack import Stack, identity_arrangement
 from dropjax.io.loading import load
 from dropjax.make import training
@@ -30,8 +31,10 @@ from dropjax.pairing.portfolio import pair
 from dropjax.reporting import analysis
 from dropjax.runtime import device
 from dropjax.runtime.writing import atomic_write, ensure_writable
-from dropjax.search.ladder import Ladder
+from dropjax.search.order_rungs import ByFlips
 from dropjax.search.problem import Problem
+from dropjax.search.rungs import Ground
+from dropjax.search.rungs import climb as climb_rung
 from dropjax.search.solving import solve
 
 SEARCH_ROWS = 2000
@@ -234,13 +237,18 @@ def least_squares(path: Path) -> Iterator[Task]:
     def run(places: Int[np.ndarray, " L"]) -> dict[str, Any]:
         stack, _, _, table = given(path).problem
         weights = pair(np.asarray(stack.w_in), np.asarray(stack.w_out))
-        ladder = Ladder(stack, *table, weights, lambda: False, seed=0)
-        start = ladder.judged(blocks_at(places))
-        found = ladder.by_flips(start)
+        ground = Ground.of(stack, table, weights, seed=0)
+        start, regressions = ground.judged(blocks_at(places)), []
+
+        def counted(function: Callable[[], T], like: T) -> T:
+            regressions.append(1)
+            return function()
+
+        found = climb_rung(ByFlips(ground), start, Context(keep=counted))
         return {
             **analysis.disorder(places)._asdict(),
             "mse": start.mse,
-            "regressions": found.rounds,
+            "regressions": len(regressions),
             "mse_left": found.mse,
             "left": analysis.disorder(found.arrangement[:, 0]).inversions,
         }

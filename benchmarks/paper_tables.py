@@ -17,7 +17,7 @@ from dropjax.pairing.ratio import diagonal_dominance, match
 from dropjax.runtime import device
 from dropjax.runtime.writing import atomic_write, ensure_writable
 from dropjax.search.problem import Problem
-from dropjax.search.strategies import swap_gaps
+from dropjax.search.stages import swap_gaps
 
 SEARCH_ROWS = 2000
 """The paper's N_cmp: searches and delta-norm look at the table's first rows; every MSE reported is over all of them."""

@@ -3,21 +3,29 @@
 `load` a puzzle, `solve` it (or `solve_many`), look at the `Solution`; `pair` alone needs no table.
 """
 
+from importlib.metadata import version
+
 # The commands' packages come first: loading one later would put it in the place of the function of its name.
 import dropjax.pair
 import dropjax.solve  # noqa: F401  # for the import itself
 from dropjax.core.errors import InputError
 from dropjax.core.options import Options
-from dropjax.core.protocols import Progress
+from dropjax.core.protocols import Progress, StopReason
 from dropjax.core.puzzle import Puzzle
 from dropjax.core.solution import Outcome, Pairing, Solution, Stage
 from dropjax.core.stack import Stack
 from dropjax.io.loading import load
+from dropjax.pairing.certainty import Judged
 from dropjax.pairing.portfolio import pair
-from dropjax.search.solving import solve, solve_many
+from dropjax.runtime.journal import Journal
+from dropjax.search.solving import identity, solve, solve_many
+
+__version__ = version("dropjax")
 
 __all__ = [
     "InputError",
+    "Journal",
+    "Judged",
     "Options",
     "Outcome",
     "Pairing",
@@ -26,6 +34,9 @@ __all__ = [
     "Solution",
     "Stack",
     "Stage",
+    "StopReason",
+    "__version__",
+    "identity",
     "load",
     "pair",
     "solve",

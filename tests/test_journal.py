@@ -12,7 +12,7 @@ from dropjax.core.errors import InputError
 from dropjax.core.options import Options
 from dropjax.core.puzzle import Puzzle
 from dropjax.runtime.journal import Journal, digest, read_checkpoint
-from dropjax.search import ladder, strategies
+from dropjax.search import ladder, order_rungs, stages, strategies
 from dropjax.search.solving import identity
 
 IDENTITY = {"puzzle": "this one"}
@@ -120,9 +120,9 @@ def hard() -> Puzzle:
 @pytest.mark.parametrize(("method", "step"), [("auto", 17), ("paper", 3)])
 def test_a_search_stopped_again_and_again_ends_where_it_would_have(tmp_path: Path, monkeypatch, method: str, step: int):
     monkeypatch.setattr(ladder, "ROUNDS", (60, 40))
-    monkeypatch.setattr(ladder, "EVERY", 20)
+    monkeypatch.setattr(order_rungs, "PAIRED_EVERY", 20)
     monkeypatch.setattr(strategies, "ATTEMPTS", 1)
-    monkeypatch.setattr(strategies, "MOVES_PER_CALL", 4)
+    monkeypatch.setattr(stages, "MOVES_PER_CALL", 4)
     puzzle = hard()
     options = Options(method=method)  # pyright: ignore[reportArgumentType]
     expected = dropjax.solve(puzzle, options)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import dropjax
+from dropjax.core.protocols import StopReason
 from dropjax.core.solution import Outcome
 from dropjax.core.stack import forward
 from dropjax.ordering import places
 from dropjax.ordering.straightening import start_straightening
-from dropjax.search import ladder, strategies, verify
-from dropjax.search.run import NOTHING_TO_FIND, STALLED
+from dropjax.search import ladder, order_rungs, stages, strategies, verify
 
 SHAPE = {"L": 8, "d": 12, "h": 20, "rows": 300}
 """Of the planted puzzles: pairs show in the weights, depth in the residuals' size."""
@@ -79,7 +79,7 @@ def test_what_no_activation_reproduces_is_the_best_of_all():
 
 
 def test_a_start_that_stands_the_wrong_way_round_is_turned(monkeypatch):
-    monkeypatch.setattr(strategies, "_climb", lambda *_: pytest.fail("guided repair is enough"))
+    monkeypatch.setattr(strategies, "climb_ladder", lambda _: pytest.fail("guided repair is enough"))
     puzzle, permutation = planted(1, L=16)
     backwards = [*np.reshape(permutation[:-1], (-1, 2))[::-1].reshape(-1).tolist(), permutation[-1]]
     solution = dropjax.solve(puzzle, initial_order=backwards)
@@ -98,7 +98,7 @@ def test_all_starts_are_straightened_before_the_best_of_them_is_repaired(monkeyp
     diary = Diary()
     assert dropjax.solve(puzzle, initial_order=given, progress=diary).permutation == permutation
     assert diary.begun == ["pairing", "straightening", "verify"]
-    monkeypatch.setattr(strategies, "straighten", lambda _, arrangement, *__: start_straightening(arrangement))
+    monkeypatch.setattr(stages, "straighten", lambda _, arrangement, *__: start_straightening(arrangement))
     diary = Diary()
     solution = dropjax.solve(puzzle, initial_order=given, progress=diary)
     assert solution.permutation == permutation
@@ -158,7 +158,7 @@ def test_predictions_of_another_stack_are_not_solved():
     solution = dropjax.solve(shuffled)
     assert solution.outcome is Outcome.NOT_SOLVED
     assert not solution.solved
-    assert solution.stop_reason == STALLED
+    assert solution.stop_reason is StopReason.STALLED
     assert solution.ties == ()
     assert sorted(solution.permutation) == list(range(11))
 
@@ -179,7 +179,7 @@ def test_predictions_that_follow_nothing_end_the_search_early():
     shuffled = dataclasses.replace(puzzle, pred=puzzle.pred[np.random.default_rng(0).permutation(2000)])
     solution = dropjax.solve(shuffled)
     assert solution.outcome is Outcome.NOT_SOLVED
-    assert solution.stop_reason == NOTHING_TO_FIND
+    assert solution.stop_reason is StopReason.NOTHING_TO_FIND
     assert solution.reason is not None
     assert solution.reason.startswith("no order of these pieces reproduces pred: on 1,488 rows")
     assert solution.to_json()["reason"] == solution.reason
@@ -331,11 +331,11 @@ def test_a_deep_stack_is_put_in_order_by_places(monkeypatch):
     solution = dropjax.solve(puzzle, **given, progress=diary)
     assert solution.permutation == permutation
     assert diary.begun == ["pairing", "places", "verify"]
-    monkeypatch.setattr(ladder, "placing_round", lambda stack, start, at, *_: at._replace(waited=places.PATIENCE))
-    monkeypatch.setattr(strategies, "guided", lambda run, arrangement: arrangement)
+    monkeypatch.setattr(order_rungs, "placing_round", lambda stack, start, at, *_: at._replace(waited=places.PATIENCE))
+    monkeypatch.setattr(stages, "guided", lambda run, arrangement: arrangement)
     stuck = dropjax.solve(puzzle, **given, progress=diary)
     assert stuck.outcome is Outcome.NOT_SOLVED
-    assert stuck.stop_reason == STALLED
+    assert stuck.stop_reason is StopReason.STALLED
     assert "annealing" not in diary.begun
 
 
@@ -343,7 +343,7 @@ def test_what_is_exact_but_can_be_told_from_the_answer_is_repaired_on(monkeypatc
     # A wrong order counts as solved, as swaps of a deep stack's neighbours do.
     monkeypatch.setattr(verify, "EXACT", 1.0)
     monkeypatch.setattr(verify, "near_moves", lambda *_: verify.Near.none())
-    monkeypatch.setattr(strategies, "_straightened", lambda _, arrangement: arrangement)
+    monkeypatch.setattr(stages, "straightened", lambda _, arrangement: arrangement)
     puzzle, permutation = planted(3, L=9)
     blocks = np.reshape(permutation[:-1], (9, 2))[[1, 0, 2, 3, 4, 6, 5, 7, 8]]
     diary = Diary()

@@ -19,7 +19,7 @@ from dropjax.ordering import bradley_terry, seeding
 from dropjax.pairing.ratio import diagonal_dominance, match
 from dropjax.reporting import analysis, figures
 from dropjax.search.problem import Problem
-from dropjax.search.strategies import swap_gaps
+from dropjax.search.stages import swap_gaps
 
 SEARCH_ROWS = 2000
 """The paper's N_cmp: its searches look at the table's first rows; every MSE is over all of them."""

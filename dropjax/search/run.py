@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dropjax.core.options import Options
-from dropjax.core.protocols import Progress
+from dropjax.core.protocols import Context, Progress, StopReason
 from dropjax.core.solution import Pairing, Stage
 from dropjax.runtime import mesh
 from dropjax.runtime.journal import Journal
@@ -20,16 +20,11 @@ from dropjax.search.problem import Problem
 T = TypeVar("T")
 
 
-STOPS = (None, "interrupted", "time limit")
-"""Why a search has to stop, where it has to."""
+class Candidate(NamedTuple):
+    """An arrangement that was run over all rows."""
 
-
-STALLED = "no move lowers the MSE"
-"""Why a search ends that was not stopped."""
-
-
-NOTHING_TO_FIND = "no order reproduces pred"
-"""Why a search ends early."""
+    arrangement: Int[np.ndarray, "L 2"]
+    mse: float
 
 
 @dataclass
@@ -46,23 +41,31 @@ class Run:
     label: str = ""
     """Behind the names of its stages, where there are other runs."""
     stages: list[Stage] = field(default_factory=list)
+    log: list[Candidate] = field(default_factory=list)
+    """Every arrangement that was run over all rows, in that order."""
     passes: dict[bytes, verify.Pass] = field(default_factory=dict)
     noises: dict[bytes, float] = field(default_factory=dict)
 
     def with_activation(self, name: str) -> "Run":
-        """The same, and one list of stages with this one, for the stack with another activation."""
+        """A run for the stack with another activation; it shares this one's list of stages."""
         problem = self.problem._replace(stack=replace(self.problem.stack, activation=name))
-        return replace(self, problem=problem, label=f", {name}", passes={}, noises={})
+        return replace(self, problem=problem, label=f", {name}", log=[], passes={}, noises={})
 
-    def stop(self) -> str | None:
-        """Why the search has to stop now, if it has to."""
+    @property
+    def context(self) -> Context:
+        """What the methods of the search are handed."""
+        return Context(self.options.memory, self.agreed_stop, self.keep)
+
+    def agreed_stop(self) -> StopReason | None:
+        """Why the search has to stop now, if it has to, as the first process sees it: see `Context`."""
         limit = self.options.time_limit
         late = limit is not None and time.perf_counter() - self.started > limit
-        return STOPS[mesh.agreed(1 if self.interrupted() else 2 if late else 0)]
+        reasons = (None, StopReason.INTERRUPTED, StopReason.TIME_LIMIT)
+        return reasons[mesh.agreed(1 if self.interrupted() else 2 if late else 0)]
 
     def keep(self, function: Callable[[], T], like: T) -> T:
         """What `function()` gives, from the journal where there is one that has it."""
-        return function() if self.journal is None else self.journal.call(function, like, self.stop)
+        return function() if self.journal is None else self.journal.call(function, like, self.agreed_stop)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict]:
@@ -82,6 +85,7 @@ class Run:
             stack, x, pred, _ = self.problem
             passed = verify.full_pass(stack, arrangement, x, pred, self.options.memory)
             self.passes[key] = passed if np.isfinite(passed.mse) else passed._replace(mse=np.inf)
+            self.log.append(Candidate(np.asarray(arrangement, np.int32), self.passes[key].mse))
         return self.passes[key]
 
     def float32_noise(self, arrangement: Int[np.ndarray, "L 2"]) -> float:
@@ -108,7 +112,7 @@ class Searched(NamedTuple):
 
     arrangement: Int[np.ndarray, "L 2"]
     seed_order: str
-    stop_reason: str
+    stop_reason: StopReason
     pairing: Pairing
     reason: str | None = None
     """Why nothing can be found, with the evidence."""

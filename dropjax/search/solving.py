@@ -15,7 +15,7 @@ import jax.monitoring
 import numpy as np
 
 from dropjax.core.options import Options
-from dropjax.core.protocols import Progress
+from dropjax.core.protocols import Progress, StopReason
 from dropjax.core.puzzle import Puzzle
 from dropjax.core.solution import Solution
 from dropjax.core.stack import ACTIVATIONS
@@ -31,7 +31,8 @@ from dropjax.runtime.journal import Journal
 from dropjax.search import doubt, verify
 from dropjax.search.problem import Problem
 from dropjax.search.run import Run, Searched
-from dropjax.search.strategies import SEED_ROWS, Begin, Strategy, auto, paper, separating
+from dropjax.search.stages import SEED_ROWS, separating
+from dropjax.search.strategies import Begin, Strategy, auto, paper
 from dropjax.search.verdict import finished, judged
 
 
@@ -107,7 +108,7 @@ def solve(
         method=options.method,
         seed_order=searched.seed_order,
         random_seed=options.random_seed,
-        stop_reason="solved" if verdict.outcome.solved else searched.stop_reason,
+        stop_reason=StopReason.SOLVED if verdict.outcome.solved else searched.stop_reason,
         device=describe(),
         precision=PRECISION,
         pairing=searched.pairing,
@@ -171,8 +172,7 @@ def _changed(options: Options | None, changes: dict) -> Options:
 
 def _doubt(run: Run, puzzle: Puzzle, searched: Searched) -> dict[str, Any]:
     """Of a search that did not solve it, what its `Solution` says of that."""
-    arrangements = [np.frombuffer(key, np.int32).reshape(-1, 2) for key in run.passes]
-    mse = [passed.mse for passed in run.passes.values()]
+    arrangements, mse = zip(*run.log, strict=True)
     return {
         "doubtful": puzzle.in_numbers[doubtful(searched.pairing)].tolist(),
         "unsettled": puzzle.in_numbers[doubt.unsettled(arrangements, mse)].tolist(),
@@ -190,8 +190,8 @@ def _search(runs: Sequence[Run], strategy: Strategy, begin: Begin) -> tuple[Run,
         searched = next(way, None)
         if searched is None:
             continue
-        found.append((run, searched._replace(stop_reason=run.stop() or searched.stop_reason)))
-        if run.stop() or run.solved(searched.arrangement):
+        found.append((run, searched._replace(stop_reason=run.agreed_stop() or searched.stop_reason)))
+        if run.agreed_stop() or run.solved(searched.arrangement):
             break
         ways.append((run, way))
     run, best = min(found, key=lambda of: of[0].full_pass(of[1].arrangement).mse)

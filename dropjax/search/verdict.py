@@ -10,7 +10,7 @@ from dropjax.core.puzzle import Puzzle
 from dropjax.core.solution import Outcome
 from dropjax.search import verify
 from dropjax.search.run import Run
-from dropjax.search.strategies import guided
+from dropjax.search.stages import guided
 
 
 def finished(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:

@@ -1,0 +1,42 @@
+"""`dropjax COMMAND …`: each command is the same code as `python -m dropjax.COMMAND …`."""
+
+import importlib
+import sys
+from functools import partial
+from typing import NoReturn
+
+import dropjax
+from dropjax import console
+
+COMMANDS = {
+    "solve": "put a dropped stack back in order",
+    "pair": "pair the halves of a checkpoint's MLPs from weights alone",
+    "train": "train a stack, or draw one, and drop it",
+    "report": "draw the paper's figures and measure its claims for a puzzle",
+    "convert": "convert a puzzle folder to one file",
+}
+
+
+def usage() -> str:
+    """What the command says of itself."""
+    lines = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+    return f"usage: dropjax COMMAND …\n\n{lines}\n\ndropjax COMMAND --help tells more; dropjax --version tells the version."
+
+
+def main() -> NoReturn:
+    """Runs the command that the first argument names; status 2 where it names none."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h"):
+        print(usage())
+        sys.exit(0)
+    if name == "--version":
+        print(f"dropjax {dropjax.__version__}")
+        sys.exit(0)
+    if name not in COMMANDS:
+        console.fail(f"expected a command, one of {', '.join(COMMANDS)}, got {name!r} (see --help)")
+    command = importlib.import_module(f"dropjax.{name}.__main__")
+    console.run_command(partial(command.main, arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Rungs that look for the pairs, by least squares, each pairing judged by the order that it leads to."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from dropjax.pairing.least_squares import proposals
+from dropjax.search.rungs import Climbed, Ground, RungMaker, climb
+
+SIZES = (12, 16, 24, 48)
+"""Doubtful pairs that a regression is fitted to."""
+ROUGH = 0.5
+"""Fraction of pred's variance that an order's MSE has to be under for least squares to be tried on it."""
+PAIRINGS_JUDGED = 4
+"""Proposed pairings that are judged on many rows."""
+
+
+def other_pairings(ground: Ground, arrangement: Int[np.ndarray, "L 2"]) -> list[Int[np.ndarray, "L 2"]]:
+    """Other pairings by least squares, the likeliest first."""
+    memory = ground.context.memory
+    return proposals(
+        ground.stack, arrangement, ground.doubtful, ground.score, *ground.many, sizes=SIZES, memory=memory
+    )  # fmt: skip
+
+
+def likeliest_pairs(ground: Ground, here: Climbed) -> Climbed:
+    """The best of the likeliest other pairings, as they stand; `here` where none is proposed."""
+    return ground.best_of(other_pairings(ground, here.arrangement)[:PAIRINGS_JUDGED], here)
+
+
+class SettledState(NamedTuple):
+    """The state of `Settled`."""
+
+    best: Climbed
+    last: tuple[Climbed, Climbed]
+    """The order found last, and the best other pairs from there: the order itself where none was tried or is better."""
+    settled: bool
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Orders by another rung and pairs by least squares in turn, as long as other pairs help at once."""
+
+    ground: Ground
+    ordering: RungMaker
+
+    def start(self, best: Climbed) -> SettledState:
+        """See `Rung`."""
+        return SettledState(best.afresh(), (best.afresh(), best.afresh()), settled=False)
+
+    def ended(self, at: SettledState) -> bool:
+        """See `Rung`."""
+        return at.settled
+
+    def look(self, at: SettledState) -> tuple[Climbed, Climbed]:
+        """The order of the pairs at hand, then the likeliest other pairs."""
+        ground = self.ground
+        order = climb(self.ordering(ground), at.best, ground.context)
+        hopeless = order.mse > ROUGH * ground.variance or order.mse <= ground.exact
+        return order, order.afresh() if hopeless or ground.context.agreed_stop() else likeliest_pairs(ground, order)
+
+    def step(self, at: SettledState, found: tuple[Climbed, Climbed]) -> SettledState:
+        """See `Rung`."""
+        order, pairs = found
+        return SettledState(at.best.or_better(order).or_better(pairs), found, settled=pairs.mse >= order.mse)
+
+    def best(self, at: SettledState) -> Climbed:
+        """See `Rung`."""
+        return at.best
+
+
+class FromEachState(NamedTuple):
+    """The state of `FromEach`."""
+
+    best: Climbed
+    last: Climbed
+    next: int
+    """Index of the start that is looked at next."""
+
+
+@dataclass(frozen=True)
+class FromEach:
+    """The best that several starts settle to; the first that is exact ends it."""
+
+    ground: Ground
+    starts: list[Int[np.ndarray, "L 2"]]
+    ordering: RungMaker
+
+    def start(self, best: Climbed) -> FromEachState:
+        """See `Rung`."""
+        return FromEachState(best.afresh(), best.afresh(), 0)
+
+    def ended(self, at: FromEachState) -> bool:
+        """See `Rung`."""
+        return at.next == len(self.starts) or at.best.mse <= self.ground.exact
+
+    def look(self, at: FromEachState) -> Climbed:
+        """What the next start settles to."""
+        ground, judged = self.ground, self.ground.judged(self.starts[at.next])
+        found = climb(Settled(ground, self.ordering), judged, ground.context)
+        return found._replace(evaluations=found.evaluations + judged.evaluations)
+
+    def step(self, at: FromEachState, found: Climbed) -> FromEachState:
+        """See `Rung`."""
+        return FromEachState(at.best.or_better(found), found, at.next + 1)
+
+    def best(self, at: FromEachState) -> Climbed:
+        """See `Rung`."""
+        return at.best
+
+
+class PairedState(NamedTuple):
+    """The state of `Paired`."""
+
+    best: Climbed
+    last: Climbed
+    waiting: list[Int[np.ndarray, "L 2"]]
+    """Pairings proposed from the best arrangement that have not been looked at."""
+    tried: frozenset[bytes]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Pairings by least squares, as long as one of them leads to an order of a lower MSE."""
+
+    ground: Ground
+    ordering: RungMaker
+
+    def start(self, best: Climbed) -> PairedState:
+        """See `Rung`."""
+        return self._from(best.afresh(), best.afresh(), frozenset([best.arrangement.tobytes()]))
+
+    def _from(self, best: Climbed, last: Climbed, tried: frozenset[bytes]) -> PairedState:
+        proposed = other_pairings(self.ground, best.arrangement) if self.ground.unfinished(best) else []
+        new = [pairing for pairing in proposed if pairing.tobytes() not in tried]
+        return PairedState(best, last, new[:PAIRINGS_JUDGED], tried)
+
+    def ended(self, at: PairedState) -> bool:
+        """See `Rung`."""
+        return not at.waiting
+
+    def look(self, at: PairedState) -> Climbed:
+        """What the next pairing settles to."""
+        ground, judged = self.ground, self.ground.judged(at.waiting[0])
+        found = climb(Settled(ground, self.ordering), judged, ground.context)
+        return found._replace(evaluations=found.evaluations + judged.evaluations)
+
+    def step(self, at: PairedState, found: Climbed) -> PairedState:
+        """See `Rung`."""
+        best, tried = at.best.or_better(found), at.tried | {at.waiting[0].tobytes()}
+        if found.mse < at.best.mse:
+            return self._from(best, found, tried)
+        return PairedState(best, found, at.waiting[1:], tried)
+
+    def best(self, at: PairedState) -> Climbed:
+        """See `Rung`."""
+        return at.best
