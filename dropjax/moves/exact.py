@@ -92,7 +92,7 @@ def score_arrangements(
     together: int = 1,
     memory: int = MEMORY,
 ) -> Float[Array, " K"]:
-    """MSE over the given rows of each of K arrangements, `together` of them in each batched product."""
+    """MSE over the given rows of each of K arrangements (paper, Eq. 3), `together` of them in each batched product."""
     hidden, width = stack.w_in.shape[1:]
 
     def of_chunk(x, pred, weight):

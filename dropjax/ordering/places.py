@@ -92,10 +92,10 @@ class Places(NamedTuple):
 class Precedence(NamedTuple):
     """Of the blocks at positions i and i + 1 + k: whether they stand the wrong way round, as places know it."""
 
-    probability: Float[np.ndarray, "L reach"]
-    slope: Float[np.ndarray, "L reach"]
+    probability: Float[Array | np.ndarray, "L reach"]
+    slope: Float[Array | np.ndarray, "L reach"]
     """Of the probability by the place of the block at i; by the other's, the same with a minus."""
-    variance: Float[np.ndarray, "L reach"]
+    variance: Float[Array | np.ndarray, "L reach"]
     """What the two places leave of p·(1 − p)."""
 
 
@@ -208,8 +208,8 @@ def _windowed(bands: Precedence, first: Int[Array, ""], block: int) -> Precedenc
     a, apart = np.arange(block), np.arange(block + reach) - np.arange(block)[:, None]
     inside = (apart > 0) & (apart <= reach)
 
-    def windowed(band: Float[Array, "L+ reach"]) -> Float[Array, "block window"]:
-        here = lax.dynamic_slice_in_dim(band, first, block)
+    def windowed(band: Float[Array | np.ndarray, "L+ reach"]) -> Float[Array, "block window"]:
+        here = lax.dynamic_slice_in_dim(jnp.asarray(band), first, block)
         return jnp.where(inside, here[a[:, None], np.clip(apart - 1, 0, reach - 1)], 0)
 
     return Precedence(*map(windowed, bands))
