@@ -40,7 +40,8 @@ def score_moves(
 ) -> Float[np.ndarray, " K"]:
     """MSE over the given rows after each of K moves.
 
-    `together` candidates share each batched product; moves that are sorted by their first position share most. One at a
+    Each is run from the first position that it changes (D18 in docs/method.md). `together` candidates share each batched
+    product; moves that are sorted by their first position share most. One at a
     time, every core has candidates of its own and runs as many rows as its cache holds.
     """
     parts = workers() if together == 1 else 1

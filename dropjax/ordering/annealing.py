@@ -70,7 +70,7 @@ def anneal_rounds(
 ) -> Annealed:
     """Up to `most` rounds of a schedule whose temperature falls geometrically from `hot` to `cold` in `schedule` rounds.
 
-    Temperatures are in units of the MSE.
+    Temperatures are in units of the MSE. Two tests let moves pass (D17 in docs/method.md).
     """
     depth, weight = stack.depth, jnp.full(len(x), 1 / pred.size)
 
