@@ -7,7 +7,18 @@ from hypothesis import given, settings
 
 from dropjax.moves.arrangements import INSERTION, PAIR_SWAP, SWAP, adjacent_swaps, insertions, moved, pairs_of_positions
 from dropjax.moves.exact import score_arrangements, score_moves
-from dropjax.moves.first_order import adjacent_changes, far_changes, linearise, pair_swap_changes, score_first_order
+from dropjax.moves.first_order import (
+    Steps,
+    adjacent_changes,
+    bytes_per_row,
+    far_changes,
+    flips,
+    flips_ahead,
+    linearise,
+    pair_swap_changes,
+    score_first_order,
+    steps,
+)
 from dropjax.ordering import seeding
 from dropjax.pairing.portfolio import pair
 
@@ -173,3 +184,33 @@ def test_first_order_scores_are_the_mean_effects_of_the_changes(shape, seed):
     chunked = score_first_order(stack, arrangement, x, pred, memory=1)
     for whole, parts in zip(scores, chunked, strict=True):
         np.testing.assert_allclose(whole, parts, rtol=1e-3, atol=1e-5)
+
+
+def test_flips_of_a_window_are_those_of_the_whole():
+    stack, arrangement, x, _ = drawn((7, 4, 9, 2), 3)
+    at = jax.jit(linearise)(stack, arrangement, x)
+    whole, of = np.asarray(jax.jit(flips)(at)), steps(at)
+    for own, window in ((3, 7), (2, 5), (7, 7)):
+        found = jax.jit(flips_ahead)(Steps(*(part[:own] for part in of)), Steps(*(part[:window] for part in of)))
+        np.testing.assert_allclose(found, whole[..., :own, :window], rtol=1e-4, atol=1e-5)
+
+
+def test_neighbours_have_their_own_effect_in_every_kind_of_move():
+    stack, arrangement, x, pred = drawn((6, 4, 9, 1), 4)
+    scores = score_first_order(stack, arrangement, x, pred)
+    near = np.eye(6, k=1, dtype=bool)
+    assert not np.allclose(np.asarray(scores.far)[:, near], scores.adjacent, rtol=1e-3)
+    for k in range(3):
+        np.testing.assert_array_equal(np.asarray(scores.moves)[k][near], scores.adjacent)
+        np.testing.assert_array_equal(np.asarray(scores.moves)[k][~near], np.asarray(scores.far)[k][~near])
+
+
+@pytest.mark.parametrize("shape", [(7, 4, 9, 1), (5, 6, 4, 3)])
+def test_a_row_takes_the_bytes_that_are_said(shape):
+    stack, arrangement, x, _ = drawn(shape, 5)
+    at = jax.jit(linearise)(stack, arrangement, x)
+    held = sum(np.asarray(part).nbytes for part in jax.tree.leaves((at, steps(at)))) / len(x)
+    # The first state and the last adjoint are the table's and the last layer's.
+    assert bytes_per_row(stack) == held - 4 * shape[1] * (1 + shape[3])
+    one = bytes_per_row(stack) // shape[0]
+    assert bytes_per_row(stack, blocks=2, values=10) == 2 * one + 4 * 10 * shape[3]

@@ -68,12 +68,12 @@ def test_the_model_is_the_sum_over_all_flips(exact, seed):
         noise, expected = np.zeros((rows * outputs, rows * outputs)), 0.0
         for i in range(depth):
             for j in range(i + 1, min(depth, i + 5)):
-                delta, of = delta[:, i, j], (i, j - i - 1)
-                effect[:, i] += pairs.slope[of] * delta
-                effect[:, j] -= pairs.slope[of] * delta
-                shift += pairs.probability[of] * delta
-                noise += pairs.variance[of] * np.outer(delta, delta)
-                expected += pairs.probability[of] * np.mean(delta**2)
+                flip, of = delta[:, i, j], (i, j - i - 1)
+                effect[:, i] += pairs.slope[of] * flip
+                effect[:, j] -= pairs.slope[of] * flip
+                shift += pairs.probability[of] * flip
+                noise += pairs.variance[of] * np.outer(flip, flip)
+                expected += pairs.probability[of] * np.mean(flip**2)
         error = reference.outputs(stack, arrangement, x) - pred
         for memory in (1, 1 << 30):
             found = places.linear_model(stack, arrangement, x, pred, pairs, memory)

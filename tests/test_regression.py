@@ -7,6 +7,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 
+from dropjax.core.protocols import Context, StopReason
 from dropjax.moves.first_order import adjacent_changes, flips, flips_and_swaps, linearise
 from dropjax.ordering.flip_regression import Normal, flippable, normal_equations, orders, reordered, ridge_solutions
 from dropjax.ordering.straightening import REACH, likeliest_order, start_straightening, straighten, straightening
@@ -188,10 +189,10 @@ def test_straightening_in_parts_is_the_same_as_at_once_and_stops(monkeypatch):
     monkeypatch.setattr("dropjax.ordering.straightening.STRAIGHTENED_AT_ONCE", 1)
     calls = []
     keep = lambda function, like: (calls.append(like), function())[1]  # noqa: E731
-    parts = straighten(stack, start, x, pred, tolerance=0.0, keep=keep)
+    parts = straighten(stack, start, x, pred, tolerance=0.0, context=Context(keep=keep))
     assert len(calls) == int(parts.rounds) == int(whole.rounds) > 1
     np.testing.assert_array_equal(whole.arrangement, parts.arrangement)
-    stopped = straighten(stack, start, x, pred, tolerance=0.0, stop=lambda: True)
+    stopped = straighten(stack, start, x, pred, tolerance=0.0, context=Context(agreed_stop=lambda: StopReason.INTERRUPTED))
     assert int(stopped.rounds) == 0
     np.testing.assert_array_equal(stopped.arrangement, start)
 

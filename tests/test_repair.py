@@ -9,6 +9,7 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dropjax.core.protocols import Context, StopReason
 from dropjax.moves.exact import score_arrangements, score_moves
 from dropjax.ordering import guided, seeding
 from dropjax.ordering.bubble import bubble_repair, bubble_rounds
@@ -52,6 +53,55 @@ def test_a_batched_sweep_decides_as_one_swap_after_another(window, seed):
     np.testing.assert_array_equal(found.arrangements[int(found.rounds) - 1], expected)
 
 
+def whole_numbers(stack):
+    """The stack with small whole numbers for weights: every sum is exact, in whatever order it is taken."""
+    return jax.tree.map(lambda a: jnp.asarray(np.round(2 * np.asarray(a)), jnp.float32), stack)
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_swap_that_changes_nothing_is_not_kept(window):
+    rng = np.random.default_rng(0)
+    stack = whole_numbers(reference.random_stack(rng, 5, 3, 2, 1))
+    again = np.array([2, 2, 2, 2, 2])  # one block five times: every exchange of neighbours is a tie
+    x = rng.integers(-2, 3, size=(6, 3)).astype(np.float32)
+    arrangement = np.stack([again, again], axis=1).astype(np.int32)
+    pred = reference.outputs(stack, arrangement, x).astype(np.float32)
+    for target in (pred, pred + 1):
+        found = bubble_rounds(stack, arrangement, x, target, most=3, window=window)
+        assert found.done
+        assert int(found.rounds) == 1 and int(found.swaps[0]) == 0
+        assert float(found.mse) == np.mean((pred - target) ** 2)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+@settings(max_examples=4, deadline=None)
+@given(reference.seeds)
+def test_repair_in_little_memory_decides_the_same(window, seed):
+    stack, start, _, x, pred = planted(seed)
+    whole = bubble_rounds(stack, start, x, pred, most=30, window=window)
+    for memory in (1, 7 * 8 * window * (4 + 9)):
+        parts = bubble_rounds(stack, start, x, pred, most=30, window=window, memory=memory)
+        np.testing.assert_array_equal(parts.arrangements, whole.arrangements)
+        np.testing.assert_array_equal(parts.swaps, whole.swaps)
+        assert int(parts.evaluations) == int(whole.evaluations)
+        assert float(parts.mse) == pytest.approx(float(whole.mse), rel=1e-4, abs=1e-9)
+    repaired = bubble_repair(stack, start, x, pred, context=Context(memory=1))
+    np.testing.assert_array_equal(repaired.arrangement, whole.arrangement)
+
+
+def test_repair_keeps_to_its_memory():
+    stack, start, _, x, pred = planted(0, (5, 4, 60, 1), rows=8000)
+
+    def held(memory):
+        lowered = bubble_rounds.lower(stack, start, x, pred, most=2, window=4, memory=memory)
+        return lowered.compile().memory_analysis().temp_size_in_bytes  # pyright: ignore[reportOptionalMemberAccess]  # a CPU has it
+
+    table = 4 * len(x) * (2 * 4 + 1 + 1)  # inputs, a state, pred and weights, in chunks
+    assert held(1 << 30) > 4 * 4 * len(x) * 60  # hidden units of all candidates
+    for memory in (1 << 20, 1 << 17):
+        assert held(memory) < memory + 2 * table
+
+
 def test_repair_goes_on_where_one_call_ends():
     stack, start, _, x, pred = planted(3)
     whole = bubble_repair(stack, start, x, pred, most=30)
@@ -63,10 +113,10 @@ def test_repair_goes_on_where_one_call_ends():
 
 def test_repair_stops_when_told():
     stack, start, _, x, pred = planted(3)
-    stopped = bubble_repair(stack, start, x, pred, stop=lambda: True)
+    stopped = bubble_repair(stack, start, x, pred, Context(agreed_stop=lambda: StopReason.INTERRUPTED))
     np.testing.assert_array_equal(stopped.arrangement, start)
     assert stopped.history == []
-    guided = guided_repair(stack, start, x, pred, 0.0, stop=lambda: True)
+    guided = guided_repair(stack, start, x, pred, 0.0, Context(agreed_stop=lambda: StopReason.INTERRUPTED))
     np.testing.assert_array_equal(guided.arrangement, start)
 
 
@@ -140,7 +190,7 @@ def test_guided_repair_in_parts_is_the_same_as_at_once(monkeypatch):
     monkeypatch.setattr(guided, "PART", 1)
     calls = []
     keep = lambda function, like: (calls.append(like), function())[1]  # noqa: E731
-    parts = guided_repair(stack, start, x, pred, tolerance=1e-10, keep=keep)
+    parts = guided_repair(stack, start, x, pred, tolerance=1e-10, context=Context(keep=keep))
     assert len(calls) == int(parts.rounds)
     np.testing.assert_array_equal(whole.arrangement, parts.arrangement)
     assert int(whole.rounds) == int(parts.rounds)

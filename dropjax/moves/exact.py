@@ -40,7 +40,8 @@ def score_moves(
 ) -> Float[np.ndarray, " K"]:
     """MSE over the given rows after each of K moves.
 
-    `together` candidates share each batched product; moves that are sorted by their first position share most. One at a
+    Each is run from the first position that it changes (D18 in docs/method.md). `together` candidates share each batched
+    product; moves that are sorted by their first position share most. One at a
     time, every core has candidates of its own and runs as many rows as its cache holds.
     """
     parts = workers() if together == 1 else 1
@@ -92,7 +93,7 @@ def score_arrangements(
     together: int = 1,
     memory: int = MEMORY,
 ) -> Float[Array, " K"]:
-    """MSE over the given rows of each of K arrangements, `together` of them in each batched product."""
+    """MSE over the given rows of each of K arrangements (paper, Eq. 3), `together` of them in each batched product."""
     hidden, width = stack.w_in.shape[1:]
 
     def of_chunk(x, pred, weight):

@@ -1,4 +1,7 @@
-"""What every move would do to the outputs, to first order: sums of flips, from one pass forward and one back."""
+"""What an arrangement knows once it is linearised: what every move would do, from one pass forward and one back.
+
+The derivations, D1 to D7, are in docs/method.md; every other module that looks at an arrangement to first order asks here.
+"""
 
 from functools import partial
 from typing import NamedTuple
@@ -25,8 +28,19 @@ class Linearised(NamedTuple):
     adjoints: Float[Array, "L+1 N o d"]
 
 
+def bytes_per_row(stack: Stack, blocks: int | None = None, values: int = 0) -> int:
+    """Bytes that each row of a linearisation takes: for every kernel that takes as many rows as memory holds.
+
+    Preactivations, states and adjoints of `blocks` blocks, by default all, these two twice, for the steps between them are
+    held as well; and `values` float32 numbers for each output.
+    """
+    (depth, hidden, width), outputs = stack.w_in.shape, len(stack.b_last)
+    of_block = hidden + 2 * width * (1 + outputs)
+    return 4 * ((depth if blocks is None else blocks) * of_block + outputs * values)
+
+
 def linearise(stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"]) -> Linearised:
-    """One pass forward and one back."""
+    """One pass forward and one back (D1 in docs/method.md)."""
     return linearised(stack, arrangement, trajectory(stack, arrangement, x))
 
 
@@ -38,7 +52,10 @@ def linearised(
 
 
 def adjacent_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearised) -> Float[Array, "L-1 N o"]:
-    """Change of the outputs by each swap of neighbours: exact up to the state behind the two, linear from there."""
+    """Change of the outputs by each swap of neighbours: exact up to the state behind the two, linear from there.
+
+    D3 in docs/method.md.
+    """
 
     def change(of: tuple[Array, Array, Array, Array, Array]) -> Float[Array, "N o"]:
         first, second, before, after, adjoint = of
@@ -51,22 +68,50 @@ def adjacent_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearise
     return jax.vmap(change)(neighbours) if together else lax.map(change, neighbours)
 
 
+class Steps(NamedTuple):
+    """What blocks add to the states and to the adjoints: all that flips follow from."""
+
+    residuals: Float[Array, "L N d"]
+    """R_k = x_{k+1} − x_k."""
+    increments: Float[Array, "L N o d"]
+    """U_k = g_k − g_{k+1}."""
+
+
+def steps(at: Linearised) -> Steps:
+    """The steps from each state, and from each adjoint, to the next."""
+    return Steps(at.states[1:] - at.states[:-1], at.adjoints[:-1] - at.adjoints[1:])
+
+
 def flips(at: Linearised) -> Float[Array, "N o L L"]:
     """Δ_ab for a < b (0 elsewhere): change of the outputs, to first order, by block b coming before block a.
 
-    Δ_ab = ⟨U_a, R_b⟩ − ⟨U_b, R_a⟩ with the residuals R_k = x_{k+1} − x_k and the adjoints' increments U_k = g_k − g_{k+1}.
+    Δ_ab = ⟨U_a, R_b⟩ − ⟨U_b, R_a⟩ (D2 in docs/method.md).
     """
-    residuals = at.states[1:] - at.states[:-1]
-    increments = at.adjoints[:-1] - at.adjoints[1:]
-    one_way = jnp.einsum("anod,bnd->noab", increments, residuals, precision=lax.Precision.HIGHEST)
+    of = steps(at)
+    one_way = _one_way(of.increments, of.residuals)
     return jnp.triu(one_way - jnp.swapaxes(one_way, -1, -2), 1)
+
+
+def flips_ahead(own: Steps, window: Steps) -> Float[Array, "N o A B"]:
+    """`flips` of A blocks with each other and with those behind them, of B in all: a `window` that begins with `own`."""
+    back = jnp.swapaxes(_one_way(window.increments, own.residuals), -1, -2)
+    return jnp.triu(_one_way(own.increments, window.residuals) - back, 1)
+
+
+def _one_way(increments: Float[Array, "A N o d"], residuals: Float[Array, "B N d"]) -> Float[Array, "N o A B"]:
+    """⟨U_a, R_b⟩."""
+    return jnp.einsum("anod,bnd->noab", increments, residuals, precision=lax.Precision.HIGHEST)
+
+
+def with_neighbours(by_pair: Float[Array, "*#of A B"], near: Float[Array, "*#of K"]) -> Float[Array, "*#of A B"]:
+    """Entry (k, k + 1) of each pair of neighbours replaced by what is exact up to the state behind the two, near[k]."""
+    left = jnp.arange(near.shape[-1])
+    return by_pair.at[..., left, left + 1].set(near)
 
 
 def flips_and_swaps(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearised) -> Float[Array, "N o L L"]:
     """`flips`, but for neighbours the exact change of the state behind them: `adjacent_changes`."""
-    left = jnp.arange(stack.depth - 1)
-    near = jnp.moveaxis(adjacent_changes(stack, arrangement, at), 0, -1)
-    return flips(at).at[..., left, left + 1].set(near)
+    return with_neighbours(flips(at), jnp.moveaxis(adjacent_changes(stack, arrangement, at), 0, -1))
 
 
 class FarChanges(NamedTuple):
@@ -88,7 +133,7 @@ def far_move(kind: Int[Array, "*K"], i: Int[Array, "*K"], j: Int[Array, "*K"]) -
 
 
 def far_changes(at: Linearised) -> FarChanges:
-    """All insertions and swaps from one pass forward and one back."""
+    """All insertions and swaps, as sums of flips (D4 in docs/method.md)."""
     delta = flips(at)
     right = jnp.cumsum(delta, axis=-1)
     left = jnp.cumsum(delta[..., ::-1, :], axis=-2)[..., ::-1, :]
@@ -106,11 +151,19 @@ class FirstOrder(NamedTuple):
     far: Float[Array, "3 L L"]
     """`FarChanges`' insertions to the right, to the left, and swaps."""
 
+    @property
+    def moves(self) -> Float[Array, "3 L L"]:
+        """`far`, but for neighbours, of which all three are the one swap, as `adjacent` has it."""
+        return with_neighbours(self.far, self.adjacent)
+
 
 def effect_sum(
     change: Float[Array, "N o ..."], error: Float[Array, "N o"], weight: Float[Array, " N"]
 ) -> Float[Array, "..."]:
-    """Weighted sum over rows of 2eΔ + Δ²: what changes Δ of the outputs add to the squared error, e = f − pred."""
+    """Weighted sum over rows of 2eΔ + Δ²: what changes Δ of the outputs add to the squared error, e = f − pred.
+
+    D5 in docs/method.md.
+    """
     behind = (1,) * (change.ndim - 2)
     by_row = (2 * error.reshape(*error.shape, *behind) + change) * change
     return jnp.sum(weight.reshape(-1, 1, *behind) * by_row, axis=(0, 1))
@@ -126,7 +179,8 @@ def far_effects(
         return jnp.stack([effect_sum(change, error, weight) for change in far_changes(chunk)])
 
     parts = jnp.swapaxes(at.states, 0, 1), jnp.swapaxes(at.adjoints, 0, 1), error, weight
-    return sum_over_rows(of, parts, 4 * 8 * error.shape[1] * len(at.preactivations) ** 2, memory)
+    outputs, depth = error.shape[1], len(at.preactivations)
+    return sum_over_rows(of, parts, 4 * 8 * outputs * depth**2, memory)
 
 
 def first_order_sums(
@@ -154,20 +208,18 @@ def score_first_order(
     stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
 ) -> FirstOrder:
     """Predicted effects of all exchanges of neighbours, insertions and swaps: mean(2eΔ + Δ²), e = f − pred."""
-    depth, (hidden, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
-    bytes_per_row = 4 * (depth * hidden + 2 * depth * width * (1 + outputs))
 
     def of_chunk(x: Array, pred: Array, weight: Array) -> FirstOrder:
         return first_order_sums(stack, arrangement, linearise(stack, arrangement, x), pred, weight, memory=memory)
 
-    return mean_over_rows(of_chunk, x, pred, bytes_per_row, memory)
+    return mean_over_rows(of_chunk, x, pred, bytes_per_row(stack), memory)
 
 
 def contributions(
     stack: Stack, arrangement: Int[Array, "L 2"], positions: Int[Array, " n"], at: Linearised
 ) -> Float[Array, "n n N o"]:
     """φ_ab = ⟨g_{a+1}, W_out·act(W_in·x_a + b_in) + b_out⟩ with the input half at position a and the output half at b: what
-    the two would contribute to the outputs at a, to first order."""
+    the two would contribute to the outputs at a, to first order (D6 in docs/method.md)."""
     act = ACTIVATIONS[stack.activation]
     outs = arrangement[positions, 1]
     all_halves = jnp.swapaxes(stack.w_out[outs], 1, 2).reshape(-1, stack.w_out.shape[1])
@@ -184,7 +236,8 @@ def contributions(
 def pair_swap_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearised) -> Float[Array, "L L N o"]:
     """Change of the outputs, to first order, by the exchange of the output halves at every two positions.
 
-    ⟨g_{a+1}, r_{a,b}(x_a) − r_a(x_a)⟩ and the same for b, where r_{a,b} has the input half at a and the output half at b.
+    ⟨g_{a+1}, r_{a,b}(x_a) − r_a(x_a)⟩ and the same for b, where r_{a,b} has the input half at a and the output half at b
+    (D7 in docs/method.md).
     """
     by_pair = contributions(stack, arrangement, jnp.arange(stack.depth), at)
     one_way = by_pair - jnp.einsum("aano->ano", by_pair)[:, None]

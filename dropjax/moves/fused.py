@@ -7,6 +7,7 @@ Every float32 product is made of three TF32 products, which tensor cores run. Th
 digits (relative errors of the MSE some 1e-6); whatever decides that an order is exact does not come this way.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -71,12 +72,7 @@ def squared_errors(
     states = _filled(_filled(states, 2), 1, to=rows)
     pred, weight = _filled(pred, 0, to=rows), _filled(weight, 0, to=rows)
     width_tiles, hidden_tiles = tiles(w_last.shape[1]), tiles(b_in.shape[1])
-    product = partial(
-        lax.dot_general,
-        dimension_numbers=(((1,), (1,)), ((), ())),
-        precision="highest" if interpret else lax.DotAlgorithmPreset.TF32_TF32_F32_X3,
-        preferred_element_type=jnp.float32,
-    )
+    product = _product(interpret)
 
     def kernel(arrangements, starts, states, pred, weight, w_in, b_in, w_out, b_out, w_last, b_last, errors):
         candidate, row_tile = pl.program_id(0), pl.program_id(1)
@@ -113,6 +109,16 @@ def squared_errors(
         interpret=interpret,
     )
     return run(arrangements, starts, states, pred, weight, w_in, b_in, w_out, b_out, w_last, stack.b_last).sum(axis=1)
+
+
+def _product(interpret: bool) -> Callable[[Array, Array], Array]:
+    """a·bᵀ as a kernel takes it."""
+    return partial(
+        lax.dot_general,
+        dimension_numbers=(((1,), (1,)), ((), ())),
+        precision="highest" if interpret else lax.DotAlgorithmPreset.TF32_TF32_F32_X3,
+        preferred_element_type=jnp.float32,
+    )
 
 
 def _filled(a: Array, *axes: int, to: int = LEAST) -> Array:

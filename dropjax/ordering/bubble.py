@@ -1,7 +1,6 @@
 """Bubble repair: the paper's left-to-right sweep of exchanges of neighbours (Section 4.4)."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -11,19 +10,21 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dropjax.core.protocols import Keep, keep_nothing
+from dropjax.core.options import MEMORY
+from dropjax.core.protocols import ALONE, Context
 from dropjax.core.stack import Stack, advance
 from dropjax.moves.arrangements import SWAP, moved
 from dropjax.moves.exact import squared_error
 from dropjax.runtime import mesh
 from dropjax.runtime.device import scored_together
+from dropjax.runtime.rows import row_chunks, sum_over_chunks
 
 
 class _Sweep(NamedTuple):
     position: Int[Array, ""]
     """Everything left of it is decided."""
-    state: Float[Array, "N d"]
-    """The state before `position`."""
+    state: Float[Array, "C M d"]
+    """The state before `position`, in chunks of rows."""
     arrangement: Int[Array, "L 2"]
     mse: Float[Array, ""]
     swaps: Int[Array, ""]
@@ -49,14 +50,23 @@ class Rounds(NamedTuple):
         return bool(self.rounds > 0) and int(self.swaps[self.rounds - 1]) == 0
 
 
-def _sweep(stack: Stack, arrangement, mse, x, pred, window: int) -> _Sweep:
+class _Chunked(NamedTuple):
+    """A table in C chunks of M rows, the last one filled up with zeros."""
+
+    x: Float[Array, "C M d"]
+    pred: Float[Array, "C M o"]
+    weight: Float[Array, "C M"]
+
+
+def _sweep(
+    stack: Stack, arrangement: Int[Array, "L 2"], mse: Float[Array, ""], table: _Chunked, values: int, window: int
+) -> _Sweep:
     """One pass over all neighbours from left to right; a swap is kept where the MSE falls (paper, Section 4.4).
 
     The next `window` swaps are scored as one batch, the first that improves is kept, and scoring goes on behind it: the
-    decisions are those of one swap after another, whatever the window.
+    decisions are those of one swap after another, whatever the window. `values` is the number of predictions.
     """
     last = stack.depth - 1
-    weight = jnp.ones(len(x))
 
     def swap_at(arrangement: Int[Array, "L 2"], i: Int[Array, ""]) -> Int[Array, "L 2"]:
         return moved(arrangement, jnp.stack([jnp.full_like(i, SWAP), i, i + 1]))
@@ -64,15 +74,20 @@ def _sweep(stack: Stack, arrangement, mse, x, pred, window: int) -> _Sweep:
     def step(at: _Sweep) -> _Sweep:
         candidates = mesh.spread(at.position + jnp.arange(window, dtype=jnp.int32), mesh.ORDERS)
         real = candidates < last
-        score = lambda i: squared_error(stack, swap_at(at.arrangement, i), at.position, at.state, pred, weight)  # noqa: E731
-        scores = jnp.where(real, jax.vmap(score)(candidates) / pred.size, jnp.inf)
+
+        def score(*chunk: Array) -> Float[Array, " window"]:
+            of = lambda i: squared_error(stack, swap_at(at.arrangement, i), at.position, *chunk)  # noqa: E731
+            return jax.vmap(of)(candidates)
+
+        mse = sum_over_chunks(score, table._replace(x=at.state)) / values
+        scores = jnp.where(real, mse, jnp.inf)
         better = scores < at.mse
         found, first = jnp.any(better), jnp.argmax(better)
         arrangement = jnp.where(found, swap_at(at.arrangement, candidates[first]), at.arrangement)
         position = jnp.minimum(jnp.where(found, candidates[first] + 1, at.position + window), last)
         return _Sweep(
             position=position,
-            state=advance(stack, arrangement, at.position, position, at.state),
+            state=lax.map(lambda state: advance(stack, arrangement, at.position, position, state), at.state),
             arrangement=arrangement,
             mse=jnp.where(found, scores[first], at.mse),
             swaps=at.swaps + found,
@@ -80,10 +95,10 @@ def _sweep(stack: Stack, arrangement, mse, x, pred, window: int) -> _Sweep:
         )
 
     zero = jnp.zeros((), jnp.int32)
-    return lax.while_loop(lambda at: at.position < last, step, _Sweep(zero, x, arrangement, mse, zero, zero))
+    return lax.while_loop(lambda at: at.position < last, step, _Sweep(zero, table.x, arrangement, mse, zero, zero))
 
 
-@partial(jax.jit, static_argnames=("most", "window"))
+@partial(jax.jit, static_argnames=("most", "window", "memory"))
 def bubble_rounds(
     stack: Stack,
     arrangement: Int[Array, "L 2"],
@@ -91,15 +106,21 @@ def bubble_rounds(
     pred: Float[Array, "N o"],
     most: int = 8,
     window: int = 1,
+    memory: int = MEMORY,
 ) -> Rounds:
-    """Up to `most` rounds of bubble repair, ending early after a round that keeps no swap."""
-    mse = squared_error(stack, arrangement, 0, x, pred, jnp.ones(len(x))) / pred.size
+    """Up to `most` rounds of bubble repair, ending early after a round that keeps no swap.
+
+    `window` candidates are run together, as many rows at a time as `memory` holds; beside them stands one state of all rows.
+    """
+    hidden, width = stack.w_in.shape[1:]
+    table = _Chunked(*row_chunks((x, pred, jnp.ones(len(x))), 8 * window * (width + hidden), memory))
+    mse = sum_over_chunks(partial(squared_error, stack, arrangement, 0), table) / pred.size
 
     def going_on(at: Rounds) -> Array:
         return (at.rounds < most) & ((at.rounds == 0) | (at.swaps[at.rounds - 1] > 0))
 
     def one_round(at: Rounds) -> Rounds:
-        sweep = _sweep(stack, at.arrangement, at.mse, x, pred, window)
+        sweep = _sweep(stack, at.arrangement, at.mse, table, pred.size, window)
         return Rounds(
             sweep.arrangement,
             sweep.mse,
@@ -135,20 +156,19 @@ def bubble_repair(
     arrangement: Int[np.ndarray, "L 2"],
     x: Float[Array, "N d"],
     pred: Float[Array, "N o"],
-    stop: Callable[[], object] = lambda: None,
-    keep: Keep = keep_nothing,
+    context: Context = ALONE,
     most: int = 2,
     limit: float = math.inf,
 ) -> Repaired:
-    """Bubble repair until a round keeps no swap (paper, Section 4.4), or until `stop()`, asked every `most` rounds.
+    """Bubble repair until a round keeps no swap (paper, Section 4.4); the clock is looked at every `most` rounds.
 
     It ends after `limit` rounds, a multiple of `most`, as well.
     """
     history: list[tuple[int, np.ndarray]] = []
     evaluations = 0
-    while len(history) < limit and not stop():
-        rounds = partial(bubble_rounds, stack, arrangement, x, pred, most, scored_together(stack.depth - 1))
-        part = keep(rounds, jax.eval_shape(rounds))
+    while not (context.agreed_stop() or len(history) >= limit):
+        rounds = partial(bubble_rounds, stack, arrangement, x, pred, most, scored_together(stack.depth - 1), context.memory)
+        part = context.keep(rounds, jax.eval_shape(rounds))
         swaps, arrangements = np.asarray(part.swaps), np.asarray(part.arrangements)
         arrangement = np.asarray(part.arrangement)
         history += [(int(swaps[k]), arrangements[k]) for k in range(int(part.rounds))]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from dropjax.core.options import MEMORY
 from dropjax.core.stack import Stack, read_out
-from dropjax.moves.first_order import flips_and_swaps, linearise
+from dropjax.moves.first_order import bytes_per_row, flips_and_swaps, linearise
 from dropjax.runtime.rows import mean_over_rows
 
 A = TypeVar("A", np.ndarray, Array)
@@ -51,10 +51,9 @@ def normal_equations(
     memory: int = MEMORY,
     reach: int | None = None,
 ) -> Normal:
-    """Of −e by Δ_ij for all `flippable` i < j: the change of the outputs by the blocks at i and j standing the other way
-    round."""
-    depth, (hidden, width), outputs = stack.depth, stack.w_in.shape[1:], pred.shape[1]
-    i, j = flippable(depth, reach)
+    """What a regression of −e on Δ_ij, for all `flippable` i < j, has to solve; Δ_ij is the change of the outputs by the
+    blocks at i and j standing the other way round (D8 in docs/method.md)."""
+    i, j = flippable(stack.depth, reach)
 
     def of_chunk(x, pred, weight):
         at = linearise(stack, arrangement, x)
@@ -63,8 +62,8 @@ def normal_equations(
         product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
         return Normal(jnp.sum(error**2), product("nop,noq->pq", changes, changes), -product("nop,no->p", changes, error))
 
-    held = depth * hidden + 2 * depth * width * (1 + outputs) + outputs * (4 * depth**2 + 2 * len(i))
-    return mean_over_rows(of_chunk, x, pred, 4 * held, memory)
+    held = bytes_per_row(stack, values=4 * stack.depth**2 + 2 * len(i))
+    return mean_over_rows(of_chunk, x, pred, held, memory)
 
 
 def ridge_solutions(normal: Normal, ridges: Sequence[float] = ORDER_RIDGES) -> list[Float[np.ndarray, " P"]]:
@@ -77,7 +76,7 @@ def ridge_solutions(normal: Normal, ridges: Sequence[float] = ORDER_RIDGES) -> l
 
 def expected_places(share: Float[A, "*K P"], depth: int, reach: int | None = None) -> Float[A, "*K L"]:
     """Where each block is to stand, every `flippable` pair being the wrong way round with probability `share`: the expected
-    number of blocks before it (Borda's count)."""
+    number of blocks before it (Borda's count; D10 in docs/method.md)."""
     i, j = flippable(depth, reach)
     pair = np.arange(len(i))
     turned = np.zeros((len(i), depth))

@@ -1,6 +1,5 @@
 """Guided repair: moves proposed by the adjoints, decided by exact evaluations."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,11 +11,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dropjax.core.options import MEMORY
-from dropjax.core.protocols import Keep, keep_nothing
+from dropjax.core.protocols import ALONE, Context
 from dropjax.core.stack import Stack, Trajectory, read_out, trajectory
 from dropjax.moves.arrangements import moved
 from dropjax.moves.exact import squared_error
 from dropjax.moves.first_order import FirstOrder, far_move, first_order_sums, linearised
+from dropjax.ordering.parts import in_parts
 from dropjax.runtime import mesh
 from dropjax.runtime.programs import program
 from dropjax.runtime.rows import in_chunks
@@ -72,18 +72,16 @@ def guided_repair(
     x: Float[Array, "N d"],
     pred: Float[Array, "N o"],
     tolerance: float,
-    stop: Callable[[], object] = lambda: None,
-    keep: Keep = keep_nothing,
+    context: Context = ALONE,
     screen: str = "highest",
-    memory: int = MEMORY,
 ) -> Guided:
-    """Guided repair until it is finished, or until `stop()`, which is asked every `PART`."""
-    at = start_guided(arrangement)
-    while not (at.finished or stop()):
+    """Guided repair until it is finished; the clock is looked at every `PART`."""
+
+    def part(at: Guided) -> Guided:
         most = np.int32(max(1, PART // at.rows(len(x))))
-        rounds = partial(guided_rounds, stack, at, x, pred, np.float32(tolerance), most, screen=screen, memory=memory)
-        at = keep(rounds, at)
-    return at
+        return guided_rounds(stack, at, x, pred, np.float32(tolerance), most, screen=screen, memory=context.memory)
+
+    return in_parts(start_guided(arrangement), part, lambda at: at.finished, context)
 
 
 def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
@@ -119,43 +117,14 @@ def guided_rounds(
     it, whatever moves are left. It begins with the first `chunk` rows. `screen` is the precision of the scores, as
     `lax.Precision` names it; what is kept is decided at the stack's own.
     """
-    rows, outputs = pred.shape
-    xs, preds, weights = (in_chunks(a, chunk) for a in (x, pred, jnp.ones(rows)))
-    chunks, depth = len(xs), stack.depth
-
-    def evaluate(arrangement: Int[Array, "L 2"], used: Int[Array, ""]) -> tuple[Float[Array, ""], Trajectory]:
-        """MSE over the chunks used, and the trajectory of the first."""
-        add = lambda c, total: total + squared_error(stack, arrangement, 0, xs[c], preds[c], weights[c])  # noqa: E731
-        first = trajectory(stack, arrangement, xs[0])
-        of_first = jnp.sum(weights[0][:, None] * (read_out(stack, first.states[-1]) - preds[0]) ** 2)
-        return lax.fori_loop(1, used, add, of_first) / values(used), first
-
-    def measure(
-        arrangement: Int[Array, "L 2"], mse: Float[Array, ""], first: Trajectory, far: Array, used: Int[Array, ""]
-    ) -> Proposals:
-        """Proposals from what `evaluate` found."""
-        screened = replace(stack, precision=screen)
-
-        def add(c: Int[Array, ""], sums: FirstOrder) -> FirstOrder:
-            states = lax.cond(c == 0, lambda: first, lambda: trajectory(screened, arrangement, xs[c]))
-            at = linearised(screened, arrangement, states)
-            part = first_order_sums(screened, arrangement, at, preds[c], weights[c], far, memory)
-            return jax.tree.map(jnp.add, sums, part)
-
-        zeros = FirstOrder(jnp.float32(0), jnp.zeros(depth - 1), jnp.zeros((3, depth, depth)))
-        _, adjacent, moves = jax.tree.map(lambda a: a / values(used), lax.fori_loop(0, used, add, zeros))
-        # Neighbours have the more exact score, and all three moves are the same for them.
-        left = jnp.arange(depth - 1)
-        effects = jnp.min(moves, axis=0).at[left, left + 1].set(adjacent)
-        return Proposals(mse, -jnp.triu(effects, 1), jnp.argmin(moves, axis=0))
-
-    def values(used: Int[Array, ""]) -> Int[Array, ""]:
-        return jnp.minimum(used * chunk, rows) * outputs
+    chunked = _Chunked(*(in_chunks(a, chunk) for a in (x, pred, jnp.ones(len(x)))))
+    chunks, rows = len(chunked.x), len(x)
+    measure = partial(_measure, replace(stack, precision=screen), chunked, rows=rows, memory=memory)
 
     def step(at: Guided) -> Guided:
         # Without proposals, as at the start, the candidate is the arrangement itself: it is accepted, and so measured.
         candidate, proposed = _apply_best(at.arrangement, at.proposals, jnp.asarray(CUTOFFS)[at.cutoff])
-        mse, first = evaluate(candidate, at.chunks)
+        mse, first = _evaluate(stack, chunked, candidate, at.chunks, rows)
         accepted = mse < at.proposals.mse
         used_up = ~accepted & ((proposed <= 1) | (at.cutoff == len(CUTOFFS) - 1))
         done = accepted & (mse <= tolerance)
@@ -166,7 +135,7 @@ def guided_rounds(
         proposals = lax.cond(accepted & ~done, measure, lambda *_: kept, candidate, mse, first, far, at.chunks)
         return Guided(
             arrangement=jnp.where(accepted, candidate, at.arrangement),
-            proposals=jax.tree.map(partial(jnp.where, used_up & ~finished), _no_proposals(depth), proposals),
+            proposals=jax.tree.map(partial(jnp.where, used_up & ~finished), _no_proposals(stack.depth), proposals),
             cutoff=jnp.where(accepted, jnp.maximum(at.cutoff - 1, 0), jnp.where(used_up, 0, at.cutoff + 1)),
             far=far,
             chunks=jnp.where(more_rows, jnp.minimum(4 * at.chunks, chunks), at.chunks),
@@ -177,6 +146,56 @@ def guided_rounds(
 
     last = start.rounds + most
     return lax.while_loop(lambda at: ~at.finished & (at.rounds < last), step, start)
+
+
+class _Chunked(NamedTuple):
+    """A table in C chunks of M rows, the last one filled up with zeros."""
+
+    x: Float[Array, "C M d"]
+    pred: Float[Array, "C M o"]
+    weight: Float[Array, "C M"]
+
+    def values(self, used: Int[Array, ""], rows: int) -> Int[Array, ""]:
+        """Predictions in the chunks used, of a table of so many rows."""
+        return jnp.minimum(used * self.x.shape[1], rows) * self.pred.shape[2]
+
+
+def _evaluate(
+    stack: Stack, chunked: _Chunked, arrangement: Int[Array, "L 2"], used: Int[Array, ""], rows: int
+) -> tuple[Float[Array, ""], Trajectory]:
+    """MSE over the chunks used, and the trajectory of the first."""
+    xs, preds, weights = chunked
+    add = lambda c, total: total + squared_error(stack, arrangement, 0, xs[c], preds[c], weights[c])  # noqa: E731
+    first = trajectory(stack, arrangement, xs[0])
+    of_first = jnp.sum(weights[0][:, None] * (read_out(stack, first.states[-1]) - preds[0]) ** 2)
+    return lax.fori_loop(1, used, add, of_first) / chunked.values(used, rows), first
+
+
+def _measure(
+    stack: Stack,
+    chunked: _Chunked,
+    arrangement: Int[Array, "L 2"],
+    mse: Float[Array, ""],
+    first: Trajectory,
+    far: Array,
+    used: Int[Array, ""],
+    rows: int,
+    memory: int,
+) -> Proposals:
+    """Proposals, of `stack`'s precision, from what `_evaluate` found."""
+    xs, preds, weights = chunked
+
+    def add(c: Int[Array, ""], sums: FirstOrder) -> FirstOrder:
+        states = lax.cond(c == 0, lambda: first, lambda: trajectory(stack, arrangement, xs[c]))
+        at = linearised(stack, arrangement, states)
+        part = first_order_sums(stack, arrangement, at, preds[c], weights[c], far, memory)
+        return jax.tree.map(jnp.add, sums, part)
+
+    depth = stack.depth
+    zeros = FirstOrder(jnp.float32(0), jnp.zeros(depth - 1), jnp.zeros((3, depth, depth)))
+    sums = lax.fori_loop(0, used, add, zeros)
+    effects = sums.moves / chunked.values(used, rows)
+    return Proposals(mse, -jnp.triu(jnp.min(effects, axis=0), 1), jnp.argmin(effects, axis=0))
 
 
 def _apply_best(

@@ -21,7 +21,15 @@ from jaxtyping import Array, Float, Int
 
 from dropjax.core.options import MEMORY
 from dropjax.core.stack import Stack, advance, read_out, trajectory
-from dropjax.moves.first_order import adjacent_changes, linearised
+from dropjax.moves.first_order import (
+    Steps,
+    adjacent_changes,
+    bytes_per_row,
+    flips_ahead,
+    linearised,
+    steps,
+    with_neighbours,
+)
 from dropjax.runtime import mesh
 
 DEEP = 64
@@ -84,10 +92,10 @@ class Places(NamedTuple):
 class Precedence(NamedTuple):
     """Of the blocks at positions i and i + 1 + k: whether they stand the wrong way round, as places know it."""
 
-    probability: Float[np.ndarray, "L reach"]
-    slope: Float[np.ndarray, "L reach"]
+    probability: Float[Array | np.ndarray, "L reach"]
+    slope: Float[Array | np.ndarray, "L reach"]
     """Of the probability by the place of the block at i; by the other's, the same with a minus."""
-    variance: Float[np.ndarray, "L reach"]
+    variance: Float[Array | np.ndarray, "L reach"]
     """What the two places leave of p·(1 − p)."""
 
 
@@ -117,7 +125,7 @@ def rows_needed(depth: int, outputs: int) -> int:
 
 
 def precedence(mean: Float[np.ndarray, " L"], covariance: Float[np.ndarray, "L L"]) -> Precedence:
-    """Of blocks in the order of their mean places."""
+    """Which blocks stand the wrong way round, of blocks in the order of their mean places (D11 in docs/method.md)."""
     depth = len(mean)
     deviation = np.sqrt(np.mean(np.diag(covariance)))
     reach = min(next((reach for reach in REACHES if reach >= FAR * deviation), REACHES[-1]), depth - 1)
@@ -141,64 +149,37 @@ def linear_model(
     pairs: Precedence,
     memory: int = MEMORY,
 ) -> Linear:
-    """The outputs by the places, from one pass forward and one back.
+    """The outputs by the places, from one pass forward and one back (D12 in docs/method.md).
 
     The pass back goes from segment to segment of the stack, and runs each once more from the states that it begins with:
     of all that happens on the way, one segment and the `reach` blocks behind it are held, of the size that `memory` allows.
     """
-    depth, (hidden, width), (rows, outputs) = stack.depth, stack.w_in.shape[1:], pred.shape
+    depth, width, (rows, outputs) = stack.depth, stack.w_in.shape[2], pred.shape
     count, reach = rows * outputs, pairs.probability.shape[1]
-    of_block = 4 * rows * (hidden + 4 * width * (1 + outputs) + 4 * outputs * reach)
+    of_block = rows * bytes_per_row(stack, blocks=2, values=4 * reach)  # itself, and the steps of one behind it
     block = max(1, min(depth, max(reach // 4, 8), memory // 4 // of_block))
-    segments, window = -(-depth // block), block + reach
-    # Behind the last block stand some whose output half is zero: neither they nor their flips change anything.
-    w_out, b_out = (jnp.pad(a, ((0, 1),) + ((0, 0),) * (a.ndim - 1)) for a in (stack.w_out, stack.b_out))
-    filled = replace(stack, w_out=w_out, b_out=b_out)
-    beyond = jnp.tile(jnp.array([[0, depth]], arrangement.dtype), (segments * block + 1 - depth, 1))
-    halves = jnp.concatenate([arrangement, beyond])
-    bands = [jnp.pad(band, ((0, segments * block - depth), (0, 0))) for band in pairs]
+    segments = -(-depth // block)
+    filled, halves = _lengthened(stack, arrangement, segments * block + 1)
+    bands = Precedence(*(jnp.pad(band, ((0, segments * block - depth), (0, 0))) for band in pairs))
     first = block * jnp.arange(segments)
 
     def enter(x: Float[Array, "N d"], first: Int[Array, ""]) -> tuple[Array, Array]:
         return advance(filled, halves, first, first + block, x), x
 
     last, entered = lax.scan(enter, x, first)
-    a, apart = np.arange(block), np.arange(window) - np.arange(block)[:, None]
-    inside = (apart > 0) & (apart <= reach)
-    inner = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
-    def add(carried: tuple[Linear, Array, Array, Array], segment: tuple[Array, Array]):
-        so_far, residuals, increments, behind = carried
+    def add(carried: tuple[Linear, Steps, Array], segment: tuple[Array, Array]):
+        so_far, window, behind = carried
         x, first = segment
         here = lax.dynamic_slice_in_dim(halves, first, block + 1)  # with the last one's neighbour, of the next segment
         at = linearised(filled, here, trajectory(filled, here, x), behind)
-        # [N, …, window, d], the segment's own before those behind it
-        residuals = jnp.concatenate([jnp.einsum("and->nad", jnp.diff(at.states, axis=0)[:-1]), residuals], axis=1)
-        increments = jnp.concatenate([jnp.einsum("anod->noad", -jnp.diff(at.adjoints, axis=0)[:-1]), increments], axis=2)
-
-        def windowed(band: Float[Array, "L+ reach"]) -> Float[Array, "block window"]:
-            here = lax.dynamic_slice_in_dim(band, first, block)
-            return jnp.where(inside, here[a[:, None], np.clip(apart - 1, 0, reach - 1)], 0)
-
-        probability, slope, variance = map(windowed, bands)
-        one_way = inner("noad,nbd->noab", increments[:, :, :block], residuals)
-        delta = one_way - inner("nobd,nad->noab", increments, residuals[:, :block])
+        own = Steps(*(of[:-1] for of in steps(at)))
+        window = Steps(*map(jnp.concatenate, zip(own, window, strict=True)))
+        delta = flips_ahead(own, window)
         if reach <= EXACT:
-            near = adjacent_changes(filled, here, at)
-            delta = delta.at[:, :, a, a + 1].set(jnp.einsum("ano->noa", near))
-        delta = delta.reshape(count, block, window)
-        effect = so_far.effect
-        for sign, part in ((1, inner("mab,ab->ma", delta, slope)), (-1, inner("mab,ab->mb", delta, slope))):
-            there = lax.dynamic_slice_in_dim(effect, first, part.shape[1], axis=1)
-            effect = lax.dynamic_update_slice_in_dim(effect, there + sign * part, first, axis=1)
-        left = (jnp.sqrt(variance) * delta).reshape(count, -1)
-        summed = so_far._replace(
-            effect=effect,
-            shift=so_far.shift + inner("mab,ab->m", delta, probability),
-            noise=so_far.noise + inner("mp,np->mn", left, left),
-            expected=so_far.expected + inner("mab,mab,ab->", delta, delta, probability) / count,
-        )
-        return (summed, residuals[:, :reach], increments[:, :, :reach], at.adjoints[1]), None
+            delta = with_neighbours(delta, jnp.moveaxis(adjacent_changes(filled, here, at), 0, -1))
+        summed = _with_flips(so_far, delta.reshape(count, block, block + reach), _windowed(bands, first, block), first)
+        return (summed, Steps(*(of[:reach] for of in window)), at.adjoints[1]), None
 
     nothing = Linear(
         effect=jnp.zeros((count, segments * block + reach)),
@@ -207,10 +188,48 @@ def linear_model(
         error=(read_out(stack, last) - pred).reshape(-1),
         expected=jnp.float32(0),
     )
-    nowhere = jnp.zeros((rows, reach, width)), jnp.zeros((rows, outputs, reach, width))
-    at_end = nothing, *nowhere, jnp.broadcast_to(stack.w_last, (rows, *stack.w_last.shape))
+    nowhere = Steps(jnp.zeros((reach, rows, width)), jnp.zeros((reach, rows, outputs, width)))
+    at_end = nothing, nowhere, jnp.broadcast_to(stack.w_last, (rows, *stack.w_last.shape))
     (summed, *_), _ = lax.scan(add, at_end, (entered, first), reverse=True)
     return summed._replace(effect=summed.effect[:, :depth])
+
+
+def _lengthened(stack: Stack, arrangement: Int[Array, "L 2"], length: int) -> tuple[Stack, Int[Array, "length 2"]]:
+    """The stack with one more output half, of zeros, and that behind the last block: neither such blocks nor their flips
+    change anything."""
+    w_out, b_out = (jnp.pad(a, ((0, 1),) + ((0, 0),) * (a.ndim - 1)) for a in (stack.w_out, stack.b_out))
+    beyond = jnp.tile(jnp.array([[0, stack.depth]], arrangement.dtype), (length - stack.depth, 1))
+    return replace(stack, w_out=w_out, b_out=b_out), jnp.concatenate([arrangement, beyond])
+
+
+def _windowed(bands: Precedence, first: Int[Array, ""], block: int) -> Precedence:
+    """What is known of the pairs of a segment's blocks, from `first` on, with all within reach: [block, block + reach]."""
+    reach = bands.probability.shape[1]
+    a, apart = np.arange(block), np.arange(block + reach) - np.arange(block)[:, None]
+    inside = (apart > 0) & (apart <= reach)
+
+    def windowed(band: Float[Array | np.ndarray, "L+ reach"]) -> Float[Array, "block window"]:
+        here = lax.dynamic_slice_in_dim(jnp.asarray(band), first, block)
+        return jnp.where(inside, here[a[:, None], np.clip(apart - 1, 0, reach - 1)], 0)
+
+    return Precedence(*map(windowed, bands))
+
+
+def _with_flips(so_far: Linear, delta: Float[Array, "M block window"], pairs: Precedence, first: Int[Array, ""]) -> Linear:
+    """The model with some more flips, of the blocks from `first` on and those behind them."""
+    probability, slope, variance = pairs
+    inner = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+    effect = so_far.effect
+    for sign, part in ((1, inner("mab,ab->ma", delta, slope)), (-1, inner("mab,ab->mb", delta, slope))):
+        there = lax.dynamic_slice_in_dim(effect, first, part.shape[1], axis=1)
+        effect = lax.dynamic_update_slice_in_dim(effect, there + sign * part, first, axis=1)
+    left = (jnp.sqrt(variance) * delta).reshape(len(delta), -1)
+    return so_far._replace(
+        effect=effect,
+        shift=so_far.shift + inner("mab,ab->m", delta, probability),
+        noise=so_far.noise + inner("mp,np->mn", left, left),
+        expected=so_far.expected + inner("mab,mab,ab->", delta, delta, probability) / len(delta),
+    )
 
 
 def modelled(
@@ -231,6 +250,8 @@ def posterior(
     prior: Float[np.ndarray, " L"], variance: float, places: Places, linear: Linear, white: float = WHITE[0]
 ) -> Places:
     """The places given the errors: from independent ones with means `prior`, by the linearisation about `places`.
+
+    D13 in docs/method.md.
 
     All in the order of the positions at hand. White noise, at first `white` in parts of the mean variance of the flips, is
     added until the whitened errors are as small as `FIT` says.
@@ -260,7 +281,7 @@ def shrunk(depth: int, variance: float) -> Float[np.ndarray, " L"]:
 
 def log_evidence(variance: float, linear: Linear) -> float:
     """Logarithm of the probability density of the errors, about places that are independent and as expected, with the
-    white noise that makes it largest; constants left out."""
+    white noise that makes it largest; constants left out (D14 in docs/method.md)."""
     effect, shift, noise, error = (np.asarray(a, np.float64) for a in linear[:4])
     values, vectors = np.linalg.eigh(variance * effect @ effect.T + noise)
     seen = np.square(vectors.T @ (error + shift))

@@ -1,6 +1,5 @@
 """Straightening: all near blocks that stand the wrong way round, turned at once by one regression a round."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,10 +11,11 @@ from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float, Int
 
 from dropjax.core.options import MEMORY
-from dropjax.core.protocols import Keep, keep_nothing
+from dropjax.core.protocols import ALONE, Context
 from dropjax.core.stack import Stack
 from dropjax.moves.exact import score_arrangements
 from dropjax.ordering.flip_regression import Normal, expected_places, flippable, normal_equations
+from dropjax.ordering.parts import in_parts
 from dropjax.runtime import mesh
 from dropjax.runtime.programs import program
 
@@ -69,21 +69,23 @@ def straighten(
     x: Float[Array, "N d"],
     pred: Float[Array, "N o"],
     tolerance: float,
-    stop: Callable[[], object] = lambda: None,
-    keep: Keep = keep_nothing,
-    memory: int = MEMORY,
+    context: Context = ALONE,
 ) -> Straightened:
-    """Straightening until the MSE over the rows is within `tolerance` or falls no more, or until `stop()`, which is asked
-    every `STRAIGHTENED_AT_ONCE` rounds.
+    """Straightening until the MSE over the rows is within `tolerance` or falls no more; the clock is looked at every
+    `STRAIGHTENED_AT_ONCE` rounds.
 
     A round turns all near blocks round that a regression of the errors finds the wrong way round. Single moves, which guided
     repair makes, go by what each alone does to the MSE: several of them make up for one another.
     """
-    at = start_straightening(arrangement)
-    while at.falling and at.mse > tolerance and not stop():
+
+    def part(at: Straightened) -> Straightened:
         last = at.rounds + np.int32(STRAIGHTENED_AT_ONCE)
-        at = keep(partial(straightening, stack, at, x, pred, np.float32(tolerance), last, memory=memory), at)
-    return at
+        return straightening(stack, at, x, pred, np.float32(tolerance), last, memory=context.memory)
+
+    def ended(at: Straightened) -> bool:
+        return not (at.falling and at.mse > tolerance)
+
+    return in_parts(start_straightening(arrangement), part, ended, context)
 
 
 def start_straightening(arrangement: Int[np.ndarray, "L 2"]) -> Straightened:
@@ -119,7 +121,10 @@ def straightening(
 
 
 def likeliest_order(normal: Normal, depth: int) -> Int[Array, " L"]:
-    """Of the orders that regressions of the errors ask for, the one of the lowest MSE to first order."""
+    """Of the orders that regressions of the errors ask for, the one of the lowest MSE to first order.
+
+    D9 in docs/method.md.
+    """
     i, j = flippable(depth, REACH)
     scale = jnp.trace(normal.gram) / len(i)
     ridges = jnp.concatenate([scale * jnp.asarray(NEAR_RIDGES), normal.mse * jnp.asarray(ERROR_RIDGES)])

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from dropjax.core.options import MEMORY
 from dropjax.core.stack import Stack, read_out
-from dropjax.moves.first_order import contributions, linearise
+from dropjax.moves.first_order import bytes_per_row, contributions, linearise
 from dropjax.runtime import mesh
 from dropjax.runtime.rows import map_over_rows
 
@@ -32,15 +32,15 @@ def contributions_and_errors(
     pred: Float[Array, "N o"],
     memory: int = MEMORY,
 ) -> tuple[Float[Array, "n n N o"], Float[Array, "N o"]]:
-    """`moves.contributions` of the halves at some positions, and the errors f − pred."""
-    (depth, hidden, width), outputs, of_pairs = stack.w_in.shape, pred.shape[1], len(positions)
+    """`first_order.contributions` of the halves at some positions, and the errors f − pred."""
+    hidden, count = stack.w_in.shape[1], len(positions)
 
     def of_chunk(x: Array, pred: Array) -> tuple[Array, Array]:
         at = linearise(stack, arrangement, x)
         by_pair = contributions(stack, arrangement, positions, at)
         return jnp.einsum("abno->nabo", by_pair), read_out(stack, at.states[-1]) - pred
 
-    held = 4 * (depth * (hidden + 2 * width * (1 + outputs)) + 2 * outputs * of_pairs * (of_pairs + hidden))
+    held = bytes_per_row(stack, values=2 * count * (count + hidden))
     by_pair, error = map_over_rows(of_chunk, (x, pred), held, memory)
     return jnp.einsum("nabo->abno", by_pair), error
 
@@ -48,7 +48,7 @@ def contributions_and_errors(
 def soft_pairing(
     features: Float[np.ndarray, "n n K"], error: Float[np.ndarray, " K"], ridges: Sequence[float] = RIDGES
 ) -> list[Float[np.ndarray, "n n"]]:
-    """For each ridge, the P that minimises ‖e + Σ_ij (P_ij − δ_ij)·φ_ij‖² + λ‖P − 1/n‖².
+    """For each ridge, the P that minimises ‖e + Σ_ij (P_ij − δ_ij)·φ_ij‖² + λ‖P − 1/n‖² (D15 in docs/method.md).
 
     Anchored at the uniform matrix, and not at the pairing at hand: the regression owes it nothing.
     """

@@ -23,7 +23,11 @@ def mean_over_rows(
 
 def sum_over_rows(of_chunk: Callable[..., T], parts: Sequence[Float[Array, "N ..."]], bytes_per_row: int, memory: int) -> T:
     """Sum of what `of_chunk(*parts)` gives for chunks of rows in `memory`; rows of zeros fill the last one."""
-    chunks = row_chunks(parts, bytes_per_row, memory)
+    return sum_over_chunks(of_chunk, row_chunks(parts, bytes_per_row, memory))
+
+
+def sum_over_chunks(of_chunk: Callable[..., T], chunks: Sequence[Float[Array, "C M ..."]]) -> T:
+    """Sum of what `of_chunk(*parts)` gives for each of C chunks of M rows."""
     sums = of_chunk(*(chunk[0] for chunk in chunks))
     if len(chunks[0]) > 1:
         rest = tuple(chunk[1:] for chunk in chunks)

@@ -58,10 +58,10 @@ def both_ways(start: Start) -> list[Start]:
 
 def straightened(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
     """Straightened on few rows, which mostly ends it."""
-    options, few = run.options, run.problem.first(rows_to_straighten(len(arrangement)))
+    few = run.problem.first(rows_to_straighten(len(arrangement)))
     tolerance = 0.0 if run.pred_noise is not None else verify.exact_mse(run.problem.table.pred)
     with run.stage("straightening") as record:
-        found = straighten(few.stack, arrangement, few.x, few.pred, tolerance, run.agreed_stop, run.keep, options.memory)
+        found = straighten(few.stack, arrangement, few.x, few.pred, tolerance, run.context)
         record |= {"mse": float(found.mse) if np.isfinite(found.mse) else None, "rows": len(few.x)}
         record |= {"evaluations": int(found.rounds)}
     arrangement = np.asarray(found.arrangement)
@@ -79,8 +79,7 @@ def guided(
         tolerances = (0.0,) if run.pred_noise is not None else (verify.exact_mse(table.pred), 0.0)
     for tolerance in tolerances:
         with run.stage("guided repair") as record:
-            screen, memory = options.screen_precision, options.memory
-            repaired = guided_repair(stack, arrangement, x, pred, tolerance, run.agreed_stop, run.keep, screen, memory)
+            repaired = guided_repair(stack, arrangement, x, pred, tolerance, run.context, options.screen_precision)
             arrangement = np.asarray(repaired.arrangement)
             mse = float(repaired.proposals.mse)
             record |= {"mse": mse if np.isfinite(mse) else None, "rows": repaired.rows(len(x))}
@@ -105,7 +104,7 @@ def ranked(run: Run, few: Problem, arrangement: Int[np.ndarray, "L 2"]) -> Int[n
 def bubbled(run: Run, few: Problem, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
     """The paper's repair (Section 4.4), decided on the search rows."""
     with run.stage("bubble repair") as record:
-        repaired = bubble_repair(few.stack, arrangement, few.x, few.pred, run.agreed_stop, run.keep)
+        repaired = bubble_repair(few.stack, arrangement, few.x, few.pred, run.context)
         record |= run.on_all_rows(repaired.arrangement)
         record |= {"evaluations": repaired.evaluations, "swaps": repaired.swaps}
     return repaired.arrangement

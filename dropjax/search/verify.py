@@ -15,7 +15,7 @@ from dropjax.core.solution import Outcome
 from dropjax.core.stack import Stack, advance, pick, read_out, replay
 from dropjax.moves.arrangements import PAIR_SWAP, adjacent_swaps, moved, nothing, pairs_of_positions
 from dropjax.moves.exact import score_moves
-from dropjax.moves.first_order import adjacent_changes, linearise, pair_swap_changes
+from dropjax.moves.first_order import adjacent_changes, bytes_per_row, linearise, pair_swap_changes
 from dropjax.runtime import mesh
 from dropjax.runtime.device import CORE_ROWS, side_by_side, workers
 from dropjax.runtime.programs import program
@@ -119,7 +119,7 @@ class Noise(NamedTuple):
 def float32_noise(
     stack: Stack, arrangement: Int[np.ndarray, "L 2"], x: Float[np.ndarray, "N d"], outputs: Float[np.ndarray, "N o"]
 ) -> float:
-    """RMS difference of the outputs from a float64 replay, on few rows."""
+    """RMS difference of the outputs from a float64 replay, on few rows (D16 in docs/method.md)."""
     again = replay(arranged_on_host(stack, arrangement), x[:SCREENED_ROWS])
     return float(np.sqrt(np.mean((again - outputs[:SCREENED_ROWS]) ** 2)))
 
@@ -166,7 +166,7 @@ def first_order_changes(
     stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], memory: int = MEMORY
 ) -> Float[Array, " K"]:
     """RMS change of the outputs, to first order, by the moves that `near_moves` considers."""
-    (depth, hidden, width), outputs = stack.w_in.shape, len(stack.b_last)
+    (depth, hidden, _), outputs = stack.w_in.shape, len(stack.b_last)
 
     def of_chunk(x: Array, weight: Array) -> Float[Array, " K"]:
         at = linearise(stack, arrangement, x)
@@ -176,7 +176,7 @@ def first_order_changes(
         )
         return jnp.sum(weight[:, None] * changes**2, axis=(1, 2))
 
-    held = 4 * depth * (hidden + 2 * width * (1 + outputs) + outputs * (4 * depth + hidden))
+    held = bytes_per_row(stack, values=depth * (4 * depth + hidden))
     return jnp.sqrt(sum_over_rows(of_chunk, (x, jnp.ones(len(x))), held, memory) / (len(x) * outputs))
 
 

@@ -1,0 +1,20 @@
+"""The loop that every search by one compiled program has: some rounds at a time, until it has ended or has to stop."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from dropjax.core.protocols import Context
+
+S = TypeVar("S")
+
+
+def in_parts(start: S, part: Callable[[S], S], ended: Callable[[S], object], context: Context) -> S:
+    """The state, a NamedTuple of arrays, after one `part` and another, until it has `ended` or the search has to stop.
+
+    All processes ask whether to stop before each part; every part is made by `context.keep`.
+    """
+    at = start
+    while not (context.agreed_stop() or ended(at)):
+        at = context.keep(partial(part, at), at)
+    return at
