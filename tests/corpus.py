@@ -279,7 +279,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a name without end": (
         piece(0, pickled(b"\x80\x02ctorch\n_rebuild" + b"9" * 10**6 + b"\n)R.")),
-        ["piece_0.pth", "a pickle that asks for 'torch _rebuild999", "refused"],
+        ["piece_0.pth", "a pickle that asks for 'torch._rebuild999", "refused"],
     ),
     "a name that never ends": (
         piece(0, pickled(b"\x80\x02ctorch\n_rebuild" + b"9" * 10**6)),

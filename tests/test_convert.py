@@ -75,12 +75,25 @@ def test_pieces_round_trip_bit_for_bit(tmp_path_factory: pytest.TempPathFactory,
     assert bias.tobytes() == weight[:, 0].tobytes()
 
 
-def test_without_torch_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_torch_archives_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    torch.save(SAVED["plain"], tmp_path / "piece_0.pth")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(InputError, match=r"pip install 'dropjax\[convert\]'"):
-        pytorch.read_pth(tmp_path / "piece_0.pth")
+    weight, bias, _ = pytorch.read_pth(tmp_path / "piece_0.pth")
+    assert bias is not None
+    assert (weight.tobytes(), bias.tobytes()) == (w.numpy().tobytes(), b.numpy().tobytes())
+
+
+def test_without_torch_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    torch.save(SAVED["plain"], tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save({"weight": w.to_sparse()}, tmp_path / "sparse.pth")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name, words in (("old", "the format before PyTorch 1.6"), ("sparse", "'torch._utils._rebuild_sparse_tensor'")):
+        with pytest.raises(InputError, match=rf"expected PyTorch to read .*{words}.*: pip install 'dropjax\[convert\]'"):
+            pytorch.read_pth(tmp_path / f"{name}.pth")
+    with pytest.raises(InputError, match=r"expected PyTorch to write .*pip install 'dropjax\[convert\]'"):
+        pytorch.write_pth(tmp_path / "new.pth", w.numpy(), None)
 
 
 def test_importing_the_library_imports_neither_torch_nor_pandas():
-    code = "import sys, dropjax, dropjax.files; print(sorted({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, dropjax, dropjax.io.loading; print(sorted({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
