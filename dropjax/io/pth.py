@@ -48,12 +48,15 @@ REBUILT = {"torch._utils._rebuild_tensor_v2": 6, "torch._utils._rebuild_tensor_v
 """Calls that make a tensor, and the number of their arguments without the metadata."""
 PARAMETERS = {"torch._utils._rebuild_parameter": 3, "torch._utils._rebuild_parameter_with_state": 4}
 """Calls that make a parameter of a tensor, their first argument, and the number of their arguments."""
+TYPED = "torch._tensor._rebuild_from_type_v2"
+"""Calls that make a tensor with attributes: another call, a type, that call's arguments, the attributes."""
+TYPES = {"torch.Tensor", "torch.nn.parameter.Parameter"}
 PASSED = {
     *("collections.Counter", "_codecs.encode", "torch.Size", "torch.device"),
     *("builtins.set", "builtins.complex", "__builtin__.set", "__builtin__.complex"),
 }
 """Calls in a checkpoint's other entries, such as a scheduler's state: not made, for nobody reads what they return."""
-KNOWN = {"collections.OrderedDict", *REBUILT, *PARAMETERS, *PASSED}
+KNOWN = {"collections.OrderedDict", TYPED, *REBUILT, *PARAMETERS, *TYPES, *PASSED}
 GRANTED = re.compile(r"torch(\._utils|\._tensor|\.storage|\.serialization|\.nn\.parameter)?\.\w+")
 """Other names that are left to PyTorch, which grants some of them with `weights_only=True`."""
 
@@ -259,7 +262,7 @@ class Pickle:
     def _run(self) -> Any:
         stack: list[Any] = []
         outer: list[list[Any]] = []
-        memo: dict[int, Any] = {}
+        memo: dict[Any, Any] = {}
         for number, (operation, value, _) in enumerate(pickletools.genops(self.data)):
             name = operation.name
             if number > OPERATIONS:
@@ -341,16 +344,18 @@ class Pickle:
         if name in PARAMETERS and len(arguments) == PARAMETERS[name] and type(arguments[0]) in (Tensor, Other):
             return arguments[0]
         if name in REBUILT and 0 <= len(arguments) - REBUILT[name] <= 1:
-            *given, dtype = arguments[:4] + (arguments[6:7] if name.endswith("v3") else (None,))
             if len(arguments) > REBUILT[name] and arguments[-1]:  # PyTorch keeps some negations and conjugations to be made
                 self.unknown = self.unknown or "a tensor that is yet to be negated or conjugated"
-            return self._tensor(*given, dtype)
+            storage, offset, sizes, strides = arguments[:4]
+            return self._tensor(storage, offset, sizes, strides, arguments[6] if name.endswith("v3") else None)
+        if name == TYPED and len(arguments) == 4 and type(arguments[1]) is Other and arguments[1].name in TYPES:
+            return self._called(arguments[0], arguments[2])
         if name in KNOWN - PASSED:
             raise ValueError(f"the arguments of {name}")
         self._leave(arguments)
         return Other(name)
 
-    def _tensor(self, storage: Any, offset: Any, sizes: Any, strides: Any, dtype: np.dtype | None) -> Any:
+    def _tensor(self, storage: Any, offset: Any, sizes: Any, strides: Any, dtype: Any) -> Any:
         """A view of a storage, all of it inside."""
         if type(storage) is Other or type(dtype) is Other:
             return Other("tensor")

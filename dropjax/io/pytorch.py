@@ -4,6 +4,7 @@ import mmap
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,36 +64,39 @@ def _by_pytorch(path: Path, unknown: str, archive: bool) -> Any:
         with warnings.catch_warnings():  # of tensor types that are refused elsewhere
             warnings.simplefilter("ignore")
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
-            return _adopted(data, path.stat().st_size)
+            return _adopted(torch, data, path.stat().st_size)
     except Exception as error:  # torch raises whatever its parsers do
         raise InputError(f"{path}: expected a PyTorch state dict, got {_trouble(error)}") from None
 
 
-def _adopted(data: Any, bound: int) -> Any:
+def _adopted(torch: ModuleType, data: Any, bound: int) -> Any:
     """What PyTorch read, with a `Tensor` in place of each of its tensors."""
-    torch = _torch("adopting")
     whole = {"": data}
     found, seen = [whole], set()
     while found:
         mapping = found.pop()
         for key, value in mapping.items():
             if isinstance(value, torch.Tensor):
-                mapping[key] = _tensor(value, bound)
+                mapping[key] = _tensor(torch, value, bound)
             elif isinstance(value, dict) and id(value) not in seen:
                 seen.add(id(value))
                 found.append(value)
     return whole[""]
 
 
-def _tensor(tensor: Any, bound: int) -> Tensor:
-    """A tensor of PyTorch's as ours."""
-    torch = _torch("adopting")
-    dtype, shape, form = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), str(tensor.layout)
-    form = "nested" if tensor.is_nested else form.removeprefix("torch.")
-    if tensor.device.type != "cpu":
-        form += f" on {tensor.device.type}"
-    plain = form == "strided" and tensor.is_floating_point() and tensor.numel() <= bound
-    return Tensor(dtype, shape, tensor.detach().to(torch.float32).resolve_neg().numpy() if plain else None, form)
+def _tensor(torch: ModuleType, tensor: Any, bound: int) -> Tensor:
+    """A tensor of PyTorch's as ours; one of more numbers than `bound` has none that can be read."""
+    dtype, layout = (str(value).removeprefix("torch.") for value in (tensor.dtype, tensor.layout))
+    device = "" if tensor.device.type == "cpu" else f" on {tensor.device.type}"
+    if tensor.is_nested:
+        return Tensor(dtype, (), None, "a nested one")
+    found = Tensor(dtype, tuple(tensor.shape), None, layout + device)
+    if dtype not in pth.DTYPES or found.form != "strided" or tensor.numel() > bound:
+        return found
+    values = tensor.detach().resolve_conj().resolve_neg()
+    if dtype in pth.NARROW:  # which PyTorch does not hand to NumPy
+        values = values.view(torch.uint8 if values.element_size() == 1 else torch.int16)
+    return replace(found, values=values.numpy().view(pth.DTYPES[dtype]))
 
 
 def unwrapped(data: Any) -> Any:
