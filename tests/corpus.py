@@ -15,13 +15,15 @@ import struct
 import warnings
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
+from torch._utils import _rebuild_tensor_v2
 from torch.utils.serialization import config
 
 CSV = "historical_data.csv"
@@ -169,7 +171,7 @@ def said(
 ) -> bytes:
     """A piece's file whose weight is said to be that view of a storage."""
     file = io.BytesIO()
-    weight = Call(torch._utils._rebuild_tensor_v2, ["storage", *storage], offset, sizes, strides, *rest)
+    weight = Call(_rebuild_tensor_v2, ["storage", *storage], offset, sizes, strides, *rest)
     Saver(file, 2).dump({"weight": weight, "beside": beside})
     return pickled(file.getvalue())
 
@@ -846,12 +848,19 @@ def each(change: Callable[[dict], object], old: bool = False, protocol: int = 2)
     return edit
 
 
-def without_checksums(folder: Path) -> None:
+@contextmanager
+def no_checksums() -> Iterator[None]:
+    """torch.save writes archives without checksums."""
     config.save.compute_crc32 = False
     try:
-        each(dict)(folder)
+        yield
     finally:
         config.save.compute_crc32 = True
+
+
+def without_checksums(folder: Path) -> None:
+    with no_checksums():
+        each(dict)(folder)
 
 
 def big_endian(folder: Path) -> None:
