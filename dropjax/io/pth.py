@@ -175,7 +175,9 @@ def _spans(file: BinaryIO) -> dict[str, tuple[int, int]]:
 
 def _start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
     """Where a record's bytes begin, behind its own header, which must name it as the directory does."""
-    file.seek(max(info.header_offset, 0))  # of a directory said to be longer than the file it is negative
+    if info.header_offset < 0:  # as where the directory is said to be longer than it is
+        raise ValueError
+    file.seek(info.header_offset)
     signature, *_, length, extra = struct.unpack("<4s5H3L2H", file.read(30))
     name = file.read(length).decode("utf-8" if info.flag_bits & 0x800 else "cp437")
     if signature != b"PK\x03\x04" or name != info.orig_filename or info.flag_bits & 1:  # bit 0: encrypted
