@@ -432,9 +432,22 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         piece(0, said(rest=())),
         ["piece_0.pth", "the arguments of torch._utils._rebuild_tensor_v2"],
     ),
-    "an ordered dictionary of a list": (
-        piece(0, said(beside=Call(OrderedDict, [[1, 2]]))),
-        ["piece_0.pth", "the arguments of collections.OrderedDict"],
+    "an ordered dictionary of what are no pairs": (
+        piece(0, said(beside=Call(OrderedDict, [[1, 2], [3]]))),
+        ["piece_0.pth", "a damaged file"],
+    ),
+    "one list of pairs copied again and again": (
+        piece(
+            0,
+            pickled(
+                b"\x80\x02]("
+                + b"NK\x01\x86" * 10**5
+                + b"e\x85q\x00ccollections\nOrderedDict\nq\x01"
+                + b"h\x01h\x00R" * 99
+                + b"."
+            ),
+        ),
+        ["piece_0.pth", "uses the same values again and again: refused"],
     ),
     "a key too deep to hash": (piece(0, deep()), ["piece_0.pth", "a tuple of tuples for a key: refused"]),
     "a pickle without end": (
@@ -573,6 +586,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         [CSV, "expected a table", "gzip file cut short or damaged"],
     ),
     "a pointer for a table": (table(lambda _: POINTER), [CSV, "expected a table", "Git-LFS"]),
+    "an Excel workbook for a table": (table(lambda _: pickled(b"")), [CSV, "a zip archive, as Excel's workbooks are"]),
     "a web page for a table": (table(lambda _: b"<html>404</html>"), [CSV, "expected a table", "an HTML page"]),
     "unquoted thousands, the last column empty": (
         table(
@@ -972,6 +986,10 @@ ODD: dict[str, Callable[[Path], object]] = {
     "an optimizer's state beside": each(lambda state: {**state, "optimizer": {"state": {0: {"exp_avg": state["bias"]}}}}),
     "other entries": each(lambda state: {**state, "epoch": 3, "name": "piece", "scale": torch.ones(1)}),
     "an ordered dictionary": each(OrderedDict),
+    "an ordered dictionary as Python 2 pickled it": each(
+        lambda state: Call(OrderedDict, [[k, a] for k, a in state.items()])
+    ),
+    "the same, an older file": each(lambda state: Call(OrderedDict, [[k, a] for k, a in state.items()]), old=True),
     "a layer's own state dict": each(
         lambda state: (
             (layer := torch.nn.Linear(*reversed(state["weight"].shape))).load_state_dict(state) and layer.state_dict()

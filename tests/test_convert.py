@@ -10,15 +10,17 @@ import mutations
 import numpy as np
 import pytest
 import torch
-from builders import random_puzzle
+from builders import random_puzzle, same
 from corpus import ODD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from dropjax.core.errors import InputError
+from dropjax.core.puzzle import Puzzle
 from dropjax.io import pth, pytorch
 from dropjax.io.folders import write_folder
+from dropjax.io.loading import load
 
 w = torch.randn(7, 5)
 b = torch.randn(7)
@@ -130,6 +132,11 @@ def test_without_torch_archives_are_read(tmp_path: Path, monkeypatch: pytest.Mon
     weight, bias, _ = pytorch.read_pth(tmp_path / "piece_0.pth")
     assert bias is not None
     assert (weight.tobytes(), bias.tobytes()) == (w.numpy().tobytes(), b.numpy().tobytes())
+
+
+def test_the_real_puzzle_is_read_without_torch(real_folder: Path, real_puzzle: Puzzle, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert same(load(real_folder), real_puzzle)
 
 
 def test_without_torch_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -341,8 +341,8 @@ class Pickle:
         if type(function) is not Other or type(arguments) is not tuple:
             raise ValueError("a call of what is no function")
         name = function.name
-        if name == "collections.OrderedDict" and not arguments:
-            return {}
+        if name == "collections.OrderedDict" and len(arguments) <= 1:
+            return self._ordered(arguments[0] if arguments else [])
         if name in PARAMETERS and len(arguments) == PARAMETERS[name] and type(arguments[0]) in (Tensor, Other):
             return arguments[0]
         if name in REBUILT and 0 <= len(arguments) - REBUILT[name] <= 1:
@@ -352,10 +352,17 @@ class Pickle:
             return self._tensor(storage, offset, sizes, strides, arguments[6] if name.endswith("v3") else None)
         if name == TYPED and len(arguments) == 4 and type(arguments[1]) is Other and arguments[1].name in TYPES:
             return self._called(arguments[0], arguments[2])
-        if name in KNOWN - PASSED:
+        if name in KNOWN and name not in PASSED:
             raise ValueError(f"the arguments of {name}")
         self._leave(arguments)
         return Other(name)
+
+    def _ordered(self, pairs: Any) -> dict[Any, Any]:
+        """A dictionary of a list of pairs, as Python 2 pickled ordered ones."""
+        self._pass(pairs)
+        made: list[Any] = [{}]
+        self._gathered("SETITEMS", made, [part for key, value in pairs for part in (key, value)])
+        return made[0]
 
     def _tensor(self, storage: Any, offset: Any, sizes: Any, strides: Any, dtype: Any) -> Any:
         """A view of a storage, all of it inside."""

@@ -108,7 +108,8 @@ def _unpacked(path: Path) -> bytes:
     """The file's bytes, or what they unpack to."""
     with reading(path):
         data = path.read_bytes()
-    if what := not_data(data[:512]) if data else None:
+    zipped = "a zip archive, as Excel's workbooks are" if data.startswith(b"PK\x03\x04") else None
+    if what := (not_data(data[:512]) or zipped) if data else None:
         raise InputError(f"{path}: expected a table, got {what}")
     if not data.startswith(b"\x1f\x8b"):
         return data
