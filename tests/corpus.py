@@ -176,7 +176,7 @@ def said(
     return pickled(file.getvalue())
 
 
-def deep(levels: int = 1_000_000) -> bytes:
+def deep(levels: int = 300_000) -> bytes:
     """A dictionary whose key is a tuple in a tuple in a tuple …: to hash it crashes Python."""
     return pickled(b"\x80\x02})" + b"\x85" * levels + b"K\x01s.")
 
@@ -451,8 +451,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a key too deep to hash": (piece(0, deep()), ["piece_0.pth", "a tuple of tuples for a key: refused"]),
     "a pickle without end": (
-        piece(0, pickled(b"\x80\x02" + b"}" * 5_000_001 + b".")),
-        ["piece_0.pth", "a pickle of more than 5,000,000 operations"],
+        piece(0, pickled(b"\x80\x02" + b"}" * 2_000_001 + b".")),
+        ["piece_0.pth", "a pickle of more than 2,000,000 operations"],
     ),
     "a place in memory far away": (
         piece(0, pickled(b"\x80\x02}r\xff\xff\xff\xff.")),
@@ -467,7 +467,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["piece_0.pth", "asks for the operation INST: refused"],
     ),
     "one list copied again and again": (
-        piece(0, pickled(b"\x80\x02](" + b"N" * 10**6 + b"e\x85q\x00c__builtin__\nset\nq\x01" + b"h\x01h\x00R" * 10 + b".")),
+        piece(0, pickled(b"\x80\x02](" + b"N" * 10**5 + b"e\x85q\x00c__builtin__\nset\nq\x01" + b"h\x01h\x00R" * 99 + b".")),
         ["piece_0.pth", "uses the same values again and again: refused"],
     ),
     # pieces as pickles

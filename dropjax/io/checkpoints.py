@@ -56,7 +56,7 @@ def _first_bad(values: np.ndarray) -> str:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """The checkpoint in a .safetensors file, in the shards that a .safetensors.index.json names, or in a .pth file.
 
-    Nothing in a .pth file is ever run: it is unpickled with `weights_only=True` and no other way. Raises `InputError`.
+    Nothing in a .pth file is ever run. Raises `InputError`.
     """
     path = Path(path)
     if not path.is_file():

@@ -25,19 +25,10 @@ import numpy as np
 from dropjax.core.errors import InputError
 
 STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-    "UntypedStorage": "uint8",
+    **{"DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"},
+    **{"LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8"},
+    **{"ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "uint8"},
+    **{"ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128"},
 }
 """PyTorch's names of storages, and what they hold."""
 NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
@@ -80,8 +71,8 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 LONGEST = 200
 """Characters of a name that a pickle may ask for."""
-OPERATIONS = 5_000_000
-"""Operations in a pickle: a hundred thousand tensors take fewer, and one can take a hundred times its own memory."""
+OPERATIONS = 2_000_000
+"""Operations in a pickle: forty thousand tensors take fewer, and one can take a hundred times its own memory."""
 
 
 class NotKnown(Exception):
