@@ -177,6 +177,27 @@ def test_any_float32_is_read_as_itself(tmp_path_factory, values: np.ndarray, for
     assert np.hstack([table.x, table.pred, table.true]).tobytes() == values.tobytes()
 
 
+ENDS = {"none": ("", ""), "both": (",", ","), "rows only": ("", ","), "an empty column": (",remark", ",")}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(3, 9), st.sampled_from(sorted(ENDS)), st.booleans(), st.data())
+def test_one_cell_too_many_is_named_wherever_it_stands(
+    tmp_path_factory, rows: int, end: str, quoted: bool, data: st.DataObject
+):
+    path, (header, tail) = tmp_path_factory.mktemp("table") / "table.csv", ENDS[end]
+    lines = [[f"{k}.5", *map(str, range(k, k + 4))] for k in range(rows)]
+    first = '"row, name",' if quoted else ""
+    names = f"{first}measurement_0,measurement_1,measurement_2,pred,true{header}"
+    path.write_text("\n".join([names, *(first + ",".join(line) + tail for line in lines)]))
+    assert read_table(path).x.shape == (rows, 3)
+    row, at = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, 5))
+    lines[row].insert(at, "1")
+    path.write_text("\n".join([names, *(first + ",".join(line) + tail for line in lines)]))
+    with pytest.raises(InputError, match=rf"row {row + 1}: expected \d+ cells as (the header has|most rows have), got \d+"):
+        read_table(path)
+
+
 # Results
 
 
