@@ -3,7 +3,7 @@
 Every kind of file that is read is changed at random (bits flipped, bytes overwritten, inserted and taken out, cuts, lengths
 and numbers made extreme), also behind checksums that are right again, and read. Each must end in a puzzle or in the one-line
 `InputError`: another exception, a crash, more than `SECONDS` for one file or more than `MEMORY` above what the process had
-is a failure, and exit status 1.
+is a failure, and exit status 1. So is another reading of a .pth file than PyTorch's, bit for bit, where both read it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import time
 import traceback
 import zipfile
 import zlib
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -33,16 +33,17 @@ import numpy as np
 import torch
 from measuring import write_report
 from safetensors.torch import save_file
+from torch.utils.serialization import config
 
 from dropjax import console
 from dropjax.core.errors import InputError
 from dropjax.core.puzzle import Puzzle
-from dropjax.io import checkpoints
+from dropjax.io import checkpoints, pth
 from dropjax.io.arguments import read_permutation, read_roles
 from dropjax.io.converted import write_converted
 from dropjax.io.folders import TABLE, write_folder
 from dropjax.io.loading import load
-from dropjax.io.pytorch import read_pth
+from dropjax.io.pytorch import load_pth, read_pth
 from dropjax.runtime.journal import read_checkpoint, write_checkpoint
 from dropjax.runtime.writing import ensure_writable
 
@@ -146,6 +147,15 @@ def kinds(folder: Path) -> list[Kind]:
 
         return read
 
+    both, bare = folder / "both.pth", folder / "bare.pth"
+    base = torch.randn(40)
+    state = {"weight": torch.nn.Parameter(torch.randn(7, 5)), "bias": base[3:10], "view": base.view(8, 5).T}
+    rich = {"state_dict": OrderedDict(state), "half": torch.randn(3, 4).bfloat16(), "sizes": torch.Size([2]), "epoch": 3}
+    torch.save(rich, both)
+    config.save.compute_crc32 = False
+    torch.save(rich, bare)
+    config.save.compute_crc32 = True
+
     search = place("search") / "kept"
     results = [np.arange(6, dtype=np.int32).reshape(3, 2), np.array(0.5, np.float32)]
     write_checkpoint(search, [[results, results], [results]], {"puzzle": "this"})
@@ -154,6 +164,9 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("piece .pth", piece, loading(zipped)),
         Kind("piece .pth, checksums right", piece, lambda: read_pth(piece), repacked),
         Kind("piece .pth, older", legacy / "pieces/piece_0.pth", loading(legacy)),
+        Kind("beside PyTorch", both, lambda: read_twice(both)),
+        Kind("beside PyTorch, checksums right", both, lambda: read_twice(both), repacked),
+        Kind("beside PyTorch, no checksums", bare, lambda: read_twice(bare)),
         Kind("all layers .pth, checksums right", all_pth / "all.pth", loading(all_pth), repacked),
         Kind("all layers .safetensors", all_tensors / "all.safetensors", loading(all_tensors)),
         Kind("all layers, header", all_tensors / "all.safetensors", loading(all_tensors), reheaded),
@@ -174,6 +187,38 @@ def kinds(folder: Path) -> list[Kind]:
     if importlib.util.find_spec("pyarrow"):
         found.append(Kind("Parquet", *parquet(place("parquet"), loading)))
     return found
+
+
+def read_twice(path: Path) -> None:
+    """Read an archive with our reader and with PyTorch. Raises `AssertionError` where both read it, but differently."""
+    try:
+        ours = pth.read(path)
+    except pth.NotKnown:
+        load_pth(path)
+        return
+    try:
+        theirs = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # whatever its parsers raise: it refuses some that we read, such as those without its own records
+        return
+    assert alike(ours, theirs), "another reading than PyTorch's"
+
+
+def alike(ours: Any, theirs: Any) -> bool:
+    """Whether what we read is what PyTorch read: the same tensors, bit for bit, under the same names."""
+    if isinstance(theirs, torch.Tensor):
+        if (ours.dtype, ours.shape) != (str(theirs.dtype).removeprefix("torch."), tuple(theirs.shape)):
+            return False
+        if ours.values is None:
+            return True
+        numbers = theirs.detach().resolve_neg().clone(memory_format=torch.contiguous_format).reshape(-1)
+        return ours.values.tobytes() == numbers.view(torch.uint8).numpy().tobytes()
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        pairs = zip(ours.items(), theirs.items(), strict=False)
+        same = all(type(b) not in (str, int) or (a == b and alike(v, w)) for (a, v), (b, w) in pairs)
+        return same and len(ours) == len(theirs)
+    if type(theirs) in (list, tuple) and type(ours) is type(theirs):
+        return len(ours) == len(theirs) and all(map(alike, ours, theirs))
+    return type(ours) is type(theirs) or isinstance(ours, pth.Other | np.dtype)
 
 
 def parquet(folder: Path, load: Callable[[Path], Callable[[], Any]]) -> tuple[Path, Callable[[], Any]]:

@@ -9,17 +9,22 @@ import gzip
 import io
 import json
 import os
+import pickle
 import re
 import struct
+import warnings
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
+from torch._utils import _rebuild_tensor_v2
+from torch.utils.serialization import config
 
 CSV = "historical_data.csv"
 
@@ -100,22 +105,108 @@ def ring() -> dict:
     return state
 
 
-def compress(folder: Path) -> None:
+def repacked(change: Callable[[str, bytes], bytes], number: int = 0, method: int = zipfile.ZIP_STORED) -> Callable:
+    """Change the records of a piece's archive, by the ends of their names."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "pieces" / f"piece_{number}.pth"
+        with zipfile.ZipFile(path) as archive:
+            records = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for name, data in records.items():
+                archive.writestr(name, change(name.partition("/")[2], data))
+
+    return edit
+
+
+def one_checksum(folder: Path) -> None:
+    """A checksum of 0 for one record, where the others have theirs."""
     path = folder / "pieces" / "piece_0.pth"
-    with zipfile.ZipFile(path) as archive:
-        records = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in records.items():
-            archive.writestr(name, data)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 16 : entry + 20] = bytes(4)
+    path.write_bytes(data)
+
+
+def twice(folder: Path) -> None:
+    path = folder / "pieces" / "piece_0.pth"
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("piece_0/data.pkl", archive.read("piece_0/data.pkl"))
 
 
 def pickled(data: bytes) -> bytes:
-    """A file as torch.save writes it, with that for its pickle."""
+    """A file as torch.save writes it, with that for its pickle and a storage of 35 numbers."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        for name, content in (("data.pkl", data), ("byteorder", b"little"), ("version", b"3\n")):
+        for name, content in (("data.pkl", data), ("byteorder", b"little"), ("data/0", bytes(140)), ("version", b"3\n")):
             archive.writestr(f"piece_0/{name}", content)
     return file.getvalue()
+
+
+class Call:
+    """What pickles as a call."""
+
+    def __init__(self, function: Callable, *args: object):
+        self.function, self.args = function, args
+
+    def __reduce__(self):
+        return self.function, self.args
+
+
+class Saver(pickle.Pickler):
+    """A pickler as torch.save's: a list that begins with "storage" is a storage."""
+
+    def persistent_id(self, value: object) -> object:
+        return tuple(value) if isinstance(value, list) and value[:1] == ["storage"] else None
+
+
+def said(
+    offset: object = 0,
+    sizes: object = (7, 5),
+    strides: object = (5, 1),
+    storage: tuple = (torch.FloatStorage, "0", "cpu", 35),
+    rest: tuple = (False, OrderedDict()),
+    beside: object = None,
+) -> bytes:
+    """A piece's file whose weight is said to be that view of a storage."""
+    file = io.BytesIO()
+    weight = Call(_rebuild_tensor_v2, ["storage", *storage], offset, sizes, strides, *rest)
+    Saver(file, 2).dump({"weight": weight, "beside": beside})
+    return pickled(file.getvalue())
+
+
+def deep(levels: int = 300_000) -> bytes:
+    """A dictionary whose key is a tuple in a tuple in a tuple …: to hash it crashes Python."""
+    return pickled(b"\x80\x02})" + b"\x85" * levels + b"K\x01s.")
+
+
+def under(save: Callable[[dict, Path], object]) -> Callable[[Path], object]:
+    """Another kind of file under a piece's name."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "pieces" / "piece_0.pth"
+        save(torch.load(path), path)
+
+    return edit
+
+
+def scripted(state: dict, path: Path) -> None:
+    layer = torch.nn.Linear(*reversed(state["weight"].shape))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(layer).save(str(path))
+
+
+def exported(state: dict, path: Path) -> None:
+    layer = torch.nn.Linear(*reversed(state["weight"].shape))
+    torch.export.save(torch.export.export(layer, (torch.zeros(2, layer.in_features),)), path.with_suffix(".pt2"))
+    path.with_suffix(".pt2").rename(path)
+
+
+def zipped(state: dict, path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme/readme.txt", "hello")
 
 
 class Bomb:
@@ -180,6 +271,14 @@ def blank_cell(folder: Path) -> None:
     cells = read.column("measurement_0").to_pylist()
     column = pyarrow.array([*cells[:1], None, *cells[2:]])
     parquet.write_table(read.set_column(0, "measurement_0", column), path)
+
+
+def parted(folder: Path) -> None:
+    """A folder by the Parquet file's name, with the file in it."""
+    path = folder / "historical_data.parquet"
+    path.rename(folder / "part")
+    path.mkdir()
+    (folder / "part").rename(path / "part-0.parquet")
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
@@ -269,7 +368,108 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["model.pth", "'0.inp.weight'"],
     ),
     "a number changed": (flip, ["piece_0.pth", "checksum"]),
-    "compressed": (compress, ["piece_0.pth", "compressed archive"]),
+    "compressed": (repacked(lambda _, data: data, method=zipfile.ZIP_DEFLATED), ["piece_0.pth", "compressed archive"]),
+    "one checksum of 0": (one_checksum, ["piece_0.pth", "checksum"]),
+    "two pickles": (twice, ["piece_0.pth", "records that overlap"]),
+    "a byte order of its own": (
+        repacked(lambda name, data: b"middle" if name == "byteorder" else data),
+        ["piece_0.pth", "a damaged file (byte order b'middle')"],
+    ),
+    "a storage cut short": (
+        repacked(lambda name, data: data[:-4] if name == "data/0" else data),
+        ["piece_0.pth", "a damaged file (a storage of 140 bytes in a record of 136)"],
+    ),
+    # other files by a piece's name
+    "safetensors under .pth": (under(save_tensors), ["piece_0.pth", "a safetensors file: name it .safetensors"]),
+    "NumPy's archive under .pth": (
+        under(lambda state, path: np.savez(path.open("wb"), **{k: a.numpy() for k, a in state.items()})),
+        ["piece_0.pth", "a NumPy archive (.npz)"],
+    ),
+    "NumPy's array under .pth": (
+        under(lambda state, path: np.save(path.open("wb"), state["weight"].numpy())),
+        ["piece_0.pth", "a NumPy array (.npy)"],
+    ),
+    "TorchScript under .pth": (under(scripted), ["piece_0.pth", "a TorchScript archive: save its state_dict()"]),
+    "an exported program under .pth": (under(exported), ["piece_0.pth", "an exported program (torch.export): save its"]),
+    "another zip under .pth": (under(zipped), ["piece_0.pth", "a zip archive that torch.save did not write"]),
+    "HDF5 under .pth": (piece(0, b"\x89HDF\r\n\x1a\n" + bytes(90)), ["piece_0.pth", "an HDF5 file"]),
+    "a plain pickle under .pth": (
+        under(lambda state, path: path.write_bytes(pickle.dumps({k: a.numpy() for k, a in state.items()}))),
+        ["piece_0.pth", "a pickle that torch.save did not write"],
+    ),
+    # pickles that say what cannot be
+    "a tensor outside its storage": (
+        piece(0, said(offset=1)),
+        ["piece_0.pth", "a tensor of 36 numbers in a storage of 140"],
+    ),
+    "a stride outside its storage": (piece(0, said(strides=(6, 1))), ["piece_0.pth", "a tensor of 41 numbers in a storage"]),
+    "a negative offset": (piece(0, said(offset=-1)), ["piece_0.pth", "sizes and strides that no tensor has"]),
+    "a negative size": (piece(0, said(sizes=(-7, 5))), ["piece_0.pth", "sizes and strides that no tensor has"]),
+    "a negative stride": (piece(0, said(strides=(-5, 1))), ["piece_0.pth", "sizes and strides that no tensor has"]),
+    "a size past 64 bits": (piece(0, said(sizes=(2**70, 5))), ["piece_0.pth", "sizes and strides that no tensor has"]),
+    "a stride that overflows": (piece(0, said(strides=(2**61, 1))), ["piece_0.pth", "a tensor of", "in a storage of 140"]),
+    "more axes than there are": (piece(0, said(sizes=(1,) * 99, strides=(1,) * 99)), ["piece_0.pth", "that no tensor has"]),
+    "a size that is no integer": (piece(0, said(sizes=(7.0, 5))), ["piece_0.pth", "sizes and strides that no tensor has"]),
+    "fewer strides than sizes": (piece(0, said(strides=(5,))), ["piece_0.pth", "sizes and strides that no tensor has"]),
+    "a storage longer than its record": (
+        piece(0, said(storage=(torch.FloatStorage, "0", "cpu", 36))),
+        ["piece_0.pth", "a storage of 144 bytes in a record of 140"],
+    ),
+    "a storage of less than nothing": (
+        piece(0, said(storage=(torch.FloatStorage, "0", "cpu", -1))),
+        ["piece_0.pth", "a storage of -4 bytes"],
+    ),
+    "a storage without a record": (
+        piece(0, said(storage=(torch.FloatStorage, "1", "cpu", 35))),
+        ["piece_0.pth", "a storage of 140 bytes in a record of 0"],
+    ),
+    "one storage of two types": (
+        piece(0, said(beside=["storage", torch.IntStorage, "0", "cpu", 35])),
+        ["piece_0.pth", "one storage of two kinds"],
+    ),
+    "a tensor without a storage": (piece(0, pickled(b"\x80\x02X\x01\x00\x00\x00xQ.")), ["piece_0.pth", "a damaged file"]),
+    "arguments of another call": (
+        piece(0, said(rest=())),
+        ["piece_0.pth", "the arguments of torch._utils._rebuild_tensor_v2"],
+    ),
+    "an ordered dictionary of what are no pairs": (
+        piece(0, said(beside=Call(OrderedDict, [[1, 2], [3]]))),
+        ["piece_0.pth", "a damaged file"],
+    ),
+    "one list of pairs copied again and again": (
+        piece(
+            0,
+            pickled(
+                b"\x80\x02]("
+                + b"NK\x01\x86" * 10**5
+                + b"e\x85q\x00ccollections\nOrderedDict\nq\x01"
+                + b"h\x01h\x00R" * 99
+                + b"."
+            ),
+        ),
+        ["piece_0.pth", "uses the same values again and again: refused"],
+    ),
+    "a key too deep to hash": (piece(0, deep()), ["piece_0.pth", "a tuple of tuples for a key: refused"]),
+    "a pickle without end": (
+        piece(0, pickled(b"\x80\x02" + b"}" * 2_000_001 + b".")),
+        ["piece_0.pth", "a pickle of more than 2,000,000 operations"],
+    ),
+    "a place in memory far away": (
+        piece(0, pickled(b"\x80\x02}r\xff\xff\xff\xff.")),
+        ["piece_0.pth", "one weight tensor, got none"],
+    ),
+    "an array of any length": (
+        piece(0, pickled(b"\x80\x05\x96" + (3 << 30).to_bytes(8, "little") + b"x.")),
+        ["piece_0.pth", "a damaged file"],
+    ),
+    "an operation that no state dict needs": (
+        piece(0, pickled(b"\x80\x02(U\x01xi__builtin__\nset\n.")),
+        ["piece_0.pth", "asks for the operation INST: refused"],
+    ),
+    "one list copied again and again": (
+        piece(0, pickled(b"\x80\x02](" + b"N" * 10**5 + b"e\x85q\x00c__builtin__\nset\nq\x01" + b"h\x01h\x00R" * 99 + b".")),
+        ["piece_0.pth", "uses the same values again and again: refused"],
+    ),
     # pieces as pickles
     "code": (lambda f: piece(0, lambda: {"weight": Code(f / "evil")})(f), ["piece_0.pth", "refused, not run"]),
     "a bomb": (piece(0, lambda: {"weight": Bomb()}), ["piece_0.pth", "a pickle that asks for", "bytearray': refused"]),
@@ -279,7 +479,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a name without end": (
         piece(0, pickled(b"\x80\x02ctorch\n_rebuild" + b"9" * 10**6 + b"\n)R.")),
-        ["piece_0.pth", "a pickle that asks for 'torch _rebuild999", "refused"],
+        ["piece_0.pth", "a pickle that asks for 'torch._rebuild999", "refused"],
     ),
     "a name that never ends": (
         piece(0, pickled(b"\x80\x02ctorch\n_rebuild" + b"9" * 10**6)),
@@ -386,7 +586,59 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         [CSV, "expected a table", "gzip file cut short or damaged"],
     ),
     "a pointer for a table": (table(lambda _: POINTER), [CSV, "expected a table", "Git-LFS"]),
+    "an Excel workbook for a table": (table(lambda _: pickled(b"")), [CSV, "a zip archive, as Excel's workbooks are"]),
     "a web page for a table": (table(lambda _: b"<html>404</html>"), [CSV, "expected a table", "an HTML page"]),
+    "unquoted thousands, the last column empty": (
+        table(
+            lambda lines: [
+                f"{lines[0]},remark",
+                *((f"1,{line}," if k == 3 else f"{line},") for k, line in enumerate(lines[1:])),
+            ]
+        ),
+        [CSV, "row 4", "expected 8 cells", "got 9"],
+    ),
+    "unquoted thousands among trailing commas": (
+        table(lambda lines: [lines[0], *((f"1,{line}," if k == 3 else f"{line},") for k, line in enumerate(lines[1:]))]),
+        [CSV, "row 4", "expected 8 cells as most rows have", "got 9"],
+    ),
+    "unquoted thousands among quotes": (
+        table(
+            lambda lines: [f'"who",{lines[0]},', *(f'"a, b",{"1," * (k == 2)}{line},' for k, line in enumerate(lines[1:]))]
+        ),
+        [CSV, "row 3", "expected 9 cells", "got 10"],
+    ),
+    "unquoted thousands in every row, the last column empty": (
+        table(lambda lines: [f"{lines[0]},remark", *(f"1,{line}," for line in lines[1:])]),
+        [CSV, "row 1", "expected 8 cells as the header has", "got 9"],
+    ),
+    "a trailing comma on one row only": (
+        table(lambda lines: [*lines[:4], f"{lines[4]},", *lines[5:]]),
+        [CSV, "row 4", "expected 7 cells", "got 8"],
+    ),
+    "trailing commas on all rows but one": (
+        table(lambda lines: [lines[0], lines[1], *(f"{line}," for line in lines[2:])]),
+        [CSV, "row 1", "expected 8 cells as most rows have", "got 7"],
+    ),
+    "row numbers without a header, true blank": (
+        table(lambda lines: [lines[0], *(f"{k},{line.rpartition(',')[0]}," for k, line in enumerate(lines[1:], 1))]),
+        [CSV, "row 1", "expected 7 cells as the header has", "got 8"],
+    ),
+    "a header behind #": (table(lambda lines: [f"# {lines[0]}", *lines[1:]]), [CSV, "a line that begins with #"]),
+    "a comment before the header": (table(lambda lines: ["# written by hand", *lines]), [CSV, "a line that begins with #"]),
+    "Excel's first line": (
+        table(lambda lines: ["sep=;", *(line.replace(",", ";") for line in lines)]),
+        [CSV, "a line sep=…, which tells Excel the separator"],
+    ),
+    "a cell longer than any number": (cell(2, 2, "1" * 200_000 + "x"), [CSV, "field larger than field limit"]),
+    "a number with a line separator in it": (cell(2, 2, "1\u20282"), [CSV, "measurement_2", "row 2", "'1\\u20282'"]),
+    "a folder for a table": (
+        lambda f: (remove(CSV)(f), (f / CSV).mkdir()),
+        [CSV, "expected a table in one file, got a folder"],
+    ),
+    "a Parquet folder": (
+        lambda f: (parquet()(f), parted(f)),
+        ["historical_data.parquet", "expected a table in one file, got a Parquet folder: put its parts"],
+    ),
     "unquoted thousands": (cell(1, 1, "1,234.5"), [CSV, "row 1", "expected 7 cells", "got 8"]),
     "thousands by apostrophes": (cell(1, 1, "1'234.5"), [CSV, "measurement_1", "row 1", '"1\'234.5"']),
     "thousands by spaces": (cell(1, 1, "1 234.5"), [CSV, "measurement_1", "row 1", "'1 234.5'"]),
@@ -589,19 +841,63 @@ WRITTEN: dict[str, Callable[[list[list[str]]], str | bytes]] = {
     "tabs and trailing tabs": lambda rows: joined([[*row, ""] for row in rows], "\t"),
     "CRLF and blank last lines": lambda rows: joined(rows, end="\r\n") + "\r\n\r\n",
     "signs and exponents": lambda rows: joined([rows[0], *([f"{float(cell):+.12E}" for cell in row] for row in rows[1:])]),
+    "other line breaks in a column of words": lambda rows: joined(
+        [[f"a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1e{k}", *row] for k, row in enumerate(rows)]
+    ),
+    "line breaks in quotes": lambda rows: joined([[f'"a\n\nb\r\n{k}"', *row, ""] for k, row in enumerate(rows)]),
+    "a form feed behind the last row": lambda rows: joined(rows) + "\x0c\n",
+    "a column named #": lambda rows: joined([["#" if k == 0 else f"{k}", *row] for k, row in enumerate(rows)]),
     "gzip under the plain name": lambda rows: gzip.compress(joined(rows).encode()),
     "gzip in two parts": lambda rows: gzip.compress(joined(rows[:3]).encode()) + gzip.compress(joined(rows[3:]).encode()),
 }
 
 
-def each(change: Callable[[dict], object], old: bool = False) -> Callable[[Path], None]:
+def each(change: Callable[[dict], object], old: bool = False, protocol: int = 2) -> Callable[[Path], None]:
     """Save every piece's state dict in another form (`old`: as PyTorch before 1.6 did)."""
 
     def edit(folder: Path) -> None:
         for path in (folder / "pieces").iterdir():
-            torch.save(change(torch.load(path)), path, _use_new_zipfile_serialization=not old)
+            torch.save(change(torch.load(path)), path, pickle_protocol=protocol, _use_new_zipfile_serialization=not old)
 
     return edit
+
+
+@contextmanager
+def no_checksums() -> Iterator[None]:
+    """torch.save writes archives without checksums."""
+    config.save.compute_crc32 = False
+    try:
+        yield
+    finally:
+        config.save.compute_crc32 = True
+
+
+def without_checksums(folder: Path) -> None:
+    with no_checksums():
+        each(dict)(folder)
+
+
+def big_endian(folder: Path) -> None:
+    """As if saved on a big-endian machine."""
+
+    def change(name: str, data: bytes) -> bytes:
+        if name == "byteorder":
+            return b"big"
+        return (
+            np.frombuffer(data, f"V{width}").view("u1").reshape(-1, width)[:, ::-1].tobytes()
+            if name[:5] == "data/"
+            else data
+        )
+
+    for number in range(5):
+        width = torch.load(folder / "pieces" / f"piece_{number}.pth")["weight"].element_size()
+        repacked(change, number)(folder)
+
+
+def tagged(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with an attribute."""
+    tensor.tag = "mine"  # pyright: ignore[reportAttributeAccessIssue]  # any attribute will do
+    return tensor
 
 
 def cast(dtype: torch.dtype) -> Callable[[dict], dict]:
@@ -690,10 +986,43 @@ ODD: dict[str, Callable[[Path], object]] = {
     "an optimizer's state beside": each(lambda state: {**state, "optimizer": {"state": {0: {"exp_avg": state["bias"]}}}}),
     "other entries": each(lambda state: {**state, "epoch": 3, "name": "piece", "scale": torch.ones(1)}),
     "an ordered dictionary": each(OrderedDict),
+    "an ordered dictionary as Python 2 pickled it": each(
+        lambda state: Call(OrderedDict, [[k, a] for k, a in state.items()])
+    ),
+    "the same, an older file": each(lambda state: Call(OrderedDict, [[k, a] for k, a in state.items()]), old=True),
     "a layer's own state dict": each(
         lambda state: (
             (layer := torch.nn.Linear(*reversed(state["weight"].shape))).load_state_dict(state) and layer.state_dict()
         )
+    ),
+    "without checksums": without_checksums,
+    **{f"pickled by protocol {n}": each(dict, protocol=n) for n in (3, 4, 5)},
+    "big-endian": big_endian,
+    "big-endian bfloat16": lambda folder: (each(cast(torch.bfloat16))(folder), big_endian(folder)),
+    "repacked by another program": lambda folder: [repacked(lambda _, data: data, n)(folder) for n in range(5)],
+    "with attributes": each(lambda state: {name: tagged(a) for name, a in state.items()}),
+    "parameters with attributes": each(lambda state: {name: tagged(torch.nn.Parameter(a)) for name, a in state.items()}),
+    "yet to be negated": each(lambda state: {name: torch.complex(-a, -a).conj().imag for name, a in state.items()}),
+    "sparse tensors beside": each(lambda state: {**state, "mask": state["weight"].to_sparse()}),
+    "all kinds of entries beside": each(
+        lambda state: {
+            **state,
+            "entries": [
+                {1, 2},
+                3j,
+                b"bytes",
+                Counter("aab"),
+                torch.device("cpu"),
+                torch.Size([2]),
+                torch.float16,
+                2**70,
+                -1,
+            ],
+            "tensors": [torch.ones(3, dtype=kind) for kind in (torch.int64, torch.bool, torch.uint16, torch.float8_e5m2)],
+            "scalar": torch.tensor(3.5),
+            "empty": torch.zeros(0, 3),
+            "keys": {(1, "a"): 2, None: 3, 2.5: 4},
+        }
     ),
     # one file with all layers
     "all layers in a .pth": whole("all.pth"),

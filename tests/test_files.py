@@ -24,7 +24,7 @@ from dropjax.core.errors import InputError
 from dropjax.core.puzzle import Puzzle
 from dropjax.core.solution import Outcome, Pairing, Solution, Stage
 from dropjax.core.stack import replay
-from dropjax.io import loading
+from dropjax.io import converted
 from dropjax.io.arguments import read_permutation, read_roles
 from dropjax.io.converted import write_converted
 from dropjax.io.folders import write_folder
@@ -177,6 +177,27 @@ def test_any_float32_is_read_as_itself(tmp_path_factory, values: np.ndarray, for
     assert np.hstack([table.x, table.pred, table.true]).tobytes() == values.tobytes()
 
 
+ENDS = {"none": ("", ""), "both": (",", ","), "rows only": ("", ","), "an empty column": (",remark", ",")}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(3, 9), st.sampled_from(sorted(ENDS)), st.booleans(), st.data())
+def test_one_cell_too_many_is_named_wherever_it_stands(
+    tmp_path_factory, rows: int, end: str, quoted: bool, data: st.DataObject
+):
+    path, (header, tail) = tmp_path_factory.mktemp("table") / "table.csv", ENDS[end]
+    lines = [[f"{k}.5", *map(str, range(k, k + 4))] for k in range(rows)]
+    first = '"row, name",' if quoted else ""
+    names = f"{first}measurement_0,measurement_1,measurement_2,pred,true{header}"
+    path.write_text("\n".join([names, *(first + ",".join(line) + tail for line in lines)]))
+    assert read_table(path).x.shape == (rows, 3)
+    row, at = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, 5))
+    lines[row].insert(at, "1")
+    path.write_text("\n".join([names, *(first + ",".join(line) + tail for line in lines)]))
+    with pytest.raises(InputError, match=rf"row {row + 1}: expected \d+ cells as (the header has|most rows have), got \d+"):
+        read_table(path)
+
+
 # Results
 
 
@@ -295,7 +316,7 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path: Path, solution: Solut
 def test_a_converted_file_that_reads_back_otherwise_does_not_appear(
     tmp_path: Path, puzzle: Puzzle, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loading, "save", lambda arrays, meta: save({name: 2 * a for name, a in arrays.items()}, meta))
+    monkeypatch.setattr(converted, "save", lambda arrays, meta: save({name: 2 * a for name, a in arrays.items()}, meta))
     with pytest.raises(InputError, match="back than was written"):
         write_converted(puzzle, tmp_path / "file")
     assert everything(tmp_path) == set()

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from dropjax.core.errors import InputError
 from dropjax.io import pytorch
+from dropjax.io.pth import Tensor
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types that are read, as safetensors and as everybody else calls them; all become float32."""
@@ -55,7 +56,7 @@ def _first_bad(values: np.ndarray) -> str:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """The checkpoint in a .safetensors file, in the shards that a .safetensors.index.json names, or in a .pth file.
 
-    Nothing in a .pth file is ever run: it is unpickled with `weights_only=True` and no other way. Raises `InputError`.
+    Nothing in a .pth file is ever run. Raises `InputError`.
     """
     path = Path(path)
     if not path.is_file():
@@ -118,8 +119,7 @@ def _safetensors(path: Path) -> Any:
 
 
 def _open_pth(path: Path) -> Checkpoint:
-    torch = pytorch._torch()
-    data, size = pytorch.unwrapped(pytorch.load_pth(path, mapped=True)), path.stat().st_size
+    data = pytorch.unwrapped(pytorch.load_pth(path))
     if not isinstance(data, Mapping):
         raise InputError(f"{path}: expected a state dict, got {pytorch._kind(data)}")
     named = {}
@@ -128,20 +128,14 @@ def _open_pth(path: Path) -> Checkpoint:
             named |= {f"{name}.{kind}": tensor for kind, tensor in value.items()}
         else:
             named[name] = value
-    tensors = {name: value for name, value in named.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
-    readable = {
-        name: value
-        for name, value in tensors.items()
-        if value.is_floating_point() and not value.is_quantized and value.device.type == "cpu"
-        # A view that repeats its storage could be of any size; a byte for each number is the least there can be.
-        if value.layout is torch.strided and not value.is_nested and value.numel() <= size
-    }
+    tensors = {name: value for name, value in named.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    values = {name: tensor.values for name, tensor in tensors.items() if tensor.is_floating and tensor.values is not None}
 
     def part(name: str, where: Slice) -> np.ndarray:
-        return readable[name][where].detach().to(torch.float32).resolve_neg().numpy()
+        return values[name][where]
 
-    shapes = {name: tuple(value.shape) for name, value in readable.items()}
-    return Checkpoint(path, shapes, part, {name: pytorch._dtype(value) for name, value in tensors.items()})
+    shapes = {name: tensors[name].shape for name in values}
+    return Checkpoint(path, shapes, part, {name: tensor.dtype for name, tensor in tensors.items()})
 
 
 # Which tensors are halves

@@ -39,6 +39,9 @@ def read_folder(folder: str | Path, roles: Mapping[int, str] | None = None) -> P
         paths = _piece_paths(folder / "pieces")
         whole = None if paths else _whole_path(folder)
         table_path = next((path for name in TABLES if (path := folder / name).is_file()), None)
+        if table_path is None and (parted := next((path for name in TABLES if (path := folder / name).is_dir()), None)):
+            kind = "a Parquet folder" if parted.suffix == ".parquet" else "a folder"
+            raise InputError(f"{parted}: expected a table in one file, got {kind}: put its parts into one file")
         if table_path is None or not (paths or whole):
             missing = TABLE if paths or whole else "pieces/piece_<n>.pth"
             raise InputError(f"{folder}: expected pieces/piece_<n>.pth and {TABLE}, got no {missing}")

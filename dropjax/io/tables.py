@@ -68,31 +68,48 @@ def _read_text(path: Path) -> Columns:
         raise InputError(
             f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}"
         ) from None
-    lines = [line for line in text.splitlines() if line.strip()]
+    whole = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # at CR and LF only: others are text, as in any CSV
+    lines = [line for line in whole if line.strip()]
     if not lines:
         raise InputError(f"{path}: expected a header and rows, got an empty file")
-    separator = max(",;\t", key=lines[0].count)
+    separator, quoted = max(",;\t", key=lines[0].count), '"' in text
     try:
-        names = [name.strip() for name in next(csv.reader(lines[:1], delimiter=separator))]
-        _check_widths(path, lines, separator, len(names), quoted='"' in text)
+        header = csv.reader(lines, delimiter=separator, strict=True)
+        names = [name.strip() for name in next(header)]
+        if trouble := _bad_header(lines[0], names):
+            raise InputError(f"{path}: expected a header such as measurement_0,…,pred, got {trouble}")
+        parts = _parts(path, names)
+        rows = lines[header.line_num :]
+        if not rows:
+            raise InputError(f"{path}: expected at least one row, got none")
+        _check_widths(path, rows, separator, names, parts, quoted)
+        wanted = sorted(column for part in parts for column in part)
+        try:
+            wide = np.loadtxt(rows, delimiter=separator, comments=None, quotechar='"', usecols=wanted, ndmin=2)
+        except ValueError as error:
+            raise InputError(f"{path}: {_bad_cell(rows, separator, names, wanted) or error}") from None
     except csv.Error as error:
         raise InputError(f"{path}: expected a table, got {error}") from None
-    parts = _parts(path, names)
-    if len(lines) == 1:
-        raise InputError(f"{path}: expected at least one row, got none")
-    wanted = sorted(column for part in parts for column in part)
-    try:
-        wide = np.loadtxt(lines[1:], delimiter=separator, comments=None, quotechar='"', usecols=wanted, ndmin=2)
-    except ValueError as error:
-        raise InputError(f"{path}: {_bad_cell(lines, separator, names, wanted) or error}") from None
     return Columns(names, wide, parts)
+
+
+def _bad_header(line: str, names: Sequence[str]) -> str | None:
+    """What stands in place of a header, where its columns are not ours."""
+    if "measurement_0" in names:
+        return None
+    if re.match(r'"?sep=', line, re.IGNORECASE):
+        return "a line sep=…, which tells Excel the separator: take the line away"
+    if line.lstrip('" ').startswith("#"):
+        return "a line that begins with #: take the # away, or the whole line if it is a comment"
+    return None
 
 
 def _unpacked(path: Path) -> bytes:
     """The file's bytes, or what they unpack to."""
     with reading(path):
         data = path.read_bytes()
-    if what := not_data(data[:512]) if data else None:
+    zipped = "a zip archive, as Excel's workbooks are" if data.startswith(b"PK\x03\x04") else None
+    if what := (not_data(data[:512]) or zipped) if data else None:
         raise InputError(f"{path}: expected a table, got {what}")
     if not data.startswith(b"\x1f\x8b"):
         return data
@@ -169,18 +186,40 @@ def _columns(path: Path, names: Sequence[str], stem: str) -> list[int]:
     return [names.index(name) for name in expected]
 
 
-def _check_widths(path: Path, lines: Sequence[str], separator: str, width: int, quoted: bool) -> None:
-    """Every row is as long as the header, or has one empty cell more; else its cells are not under their names."""
-    rows = csv.reader(lines, delimiter=separator, strict=True) if quoted else None
-    counts = map(len, rows) if rows else (line.count(separator) + 1 for line in lines)
-    for row, cells in enumerate(counts):
-        if cells != width and not (cells == width + 1 and lines[row].endswith(separator)):
-            raise InputError(f"{path}: row {row}: expected {width} cells as the header has, got {cells}")
+def _check_widths(
+    path: Path, rows: Sequence[str], separator: str, names: Sequence[str], parts: Sequence[Sequence[int]], quoted: bool
+) -> None:
+    """Every row is as long as the header, or every row has one empty cell more; else cells are not under their names."""
+    width = len(names)
+    if quoted:
+        counts = [len(cells) for cells in csv.reader(rows, delimiter=separator, strict=True)]
+    else:
+        counts = [row.count(separator) + 1 for row in rows]
+    times = Counter(counts)
+    usual = width if 2 * times[width] >= len(counts) else times.most_common(1)[0][0]
+    trailing = usual == width + 1 and _trailing(rows, separator, names, parts)
+    expected, why = (usual, "most rows have") if trailing else (width, "the header has")
+    for row, count in enumerate(counts, 1):
+        if count != expected:
+            raise InputError(f"{path}: row {row}: expected {expected} cells as {why}, got {count}")
 
 
-def _bad_cell(lines: Sequence[str], separator: str, names: Sequence[str], wanted: Sequence[int]) -> str | None:
+def _trailing(rows: Sequence[str], separator: str, names: Sequence[str], parts: Sequence[Sequence[int]]) -> bool:
+    """Whether a cell more than the header has is but a separator at a row's end, and not a cell that shifts the others.
+
+    It is empty, and the last column is ours; were the cells shifted, that column could only be blank in every row, as
+    where rows have numbers that the header does not name.
+    """
+    cells = list(csv.reader(rows, delimiter=separator, strict=True))
+    ours = len(names) - 1 in {column for part in parts for column in part}
+    firsts = [row[0].strip() for row in cells]
+    counted = len(firsts) > 1 and any(firsts == [str(k) for k in range(at, at + len(firsts))] for at in (0, 1))
+    return ours and not counted and not any(row[-1].strip() for row in cells if len(row) == len(names) + 1)
+
+
+def _bad_cell(rows: Sequence[str], separator: str, names: Sequence[str], wanted: Sequence[int]) -> str | None:
     """The first cell that is no number."""
-    for row, cells in enumerate(csv.reader(lines[1:], delimiter=separator), 1):
+    for row, cells in enumerate(csv.reader(rows, delimiter=separator), 1):
         for column in wanted:
             cell = cells[column].strip() if column < len(cells) else ""
             try:
