@@ -37,7 +37,7 @@ from safetensors.torch import save_file
 from dropjax import console
 from dropjax.core.errors import InputError
 from dropjax.core.puzzle import Puzzle
-from dropjax.io import checkpoints
+from dropjax.io import checkpoints, halves
 from dropjax.io.arguments import read_permutation, read_roles
 from dropjax.io.converted import write_converted
 from dropjax.io.folders import TABLE, write_folder
@@ -140,7 +140,7 @@ def kinds(folder: Path) -> list[Kind]:
     def pair(path: Path) -> Callable[[], Any]:
         def read() -> None:
             checkpoint = checkpoints.open_checkpoint(path)
-            for side in checkpoints.find_halves(checkpoint).sides.values():
+            for side in halves.find_halves(checkpoint).sides.values():
                 for name in side.names:
                     checkpoint.read(name)
 

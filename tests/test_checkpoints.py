@@ -11,7 +11,8 @@ import torch
 from safetensors.numpy import save_file
 
 from dropjax.core.errors import InputError
-from dropjax.io.checkpoints import find_halves, open_checkpoint, true_partners
+from dropjax.io.checkpoints import open_checkpoint
+from dropjax.io.halves import find_halves, true_partners
 
 L, D, H = 3, 4, 6
 
@@ -62,12 +63,17 @@ def test_halves_are_found_by_shape_and_read_in_parts(tmp_path, transposed, dtype
     assert a.dtype == b.dtype == np.float32
 
 
-def test_transposed_weights_without_biases_are_told_by_the_option(tmp_path):
+def test_transposed_weights_without_biases_are_told_by_the_option_or_by_normalisations(tmp_path):
     arrays = weights(transposed=True, biases=False)
     checkpoint = open_checkpoint(saved(tmp_path, arrays))
-    a, _ = find_halves(checkpoint, transposed=True).halves("in", "out").units(0, H)
-    np.testing.assert_array_equal(a, stacked(arrays, "fc1", True))
-    assert find_halves(checkpoint).sides["in"].names[0] == "layers.0.mlp.fc2.weight"
+    for told in (None, True):
+        a, _ = find_halves(checkpoint, transposed=told).halves("in", "out").units(0, H)
+        np.testing.assert_array_equal(a, stacked(arrays, "fc1", True))
+    assert find_halves(checkpoint).account.layout == "normalisations"
+    bare = open_checkpoint(saved(tmp_path, {name: a for name, a in arrays.items() if "norm" not in name}))
+    mlps = find_halves(bare)
+    assert (mlps.sides["in"].names[0], mlps.account.layout) == ("layers.0.mlp.fc1.weight", "")
+    assert find_halves(bare, transposed=True).hidden == H
 
 
 def test_halves_are_found_by_name(tmp_path):
