@@ -32,7 +32,7 @@ BYTES = {
 SCALES = re.compile(r"(.+)(?:[._](?:scale|scale_inv)|\.scale_weight)")
 """Names of the scales that float8 weights are multiplied by. `_inv` is what DeepSeek calls them, which multiplies too."""
 INDICES = (".safetensors.index.json", ".bin.index.json")
-SHARD = re.compile(r"-\d{1,9}-of-(\d{1,9})\.")
+SHARD = re.compile(r"-[0-9]{1,9}-of-0*([0-9]{1,9})\.")
 Slice = tuple[slice, ...]
 
 
@@ -236,10 +236,7 @@ def _pth(path: Path) -> Held:
     notes = (
         f"{len(found)} tensors under {str(key)[:40]!r}, beside the state dict"
         for key, value in others
-        if value is not data
-        and isinstance(value, Mapping)
-        and key not in pytorch.WRAPPERS
-        and (found := dict(_tensors(value)))
+        if value is not data and isinstance(value, Mapping) and (found := dict(_tensors(value)))
     )
     return Held(shapes, {name: pytorch._dtype(value) for name, value in tensors.items()}, readable, part, tuple(notes))
 

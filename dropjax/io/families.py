@@ -252,7 +252,7 @@ def _bottleneck(down: str, up: str, transposed: bool | None, layout: str, seen: 
         adapter, told, known = width == max(rows, columns), "normalisations", transposed in (None, named)
     else:
         adapter = known = transposed == named
-        told = "names and biases" if known else "h > d"
+        told = f"names and {layout}".removesuffix(" and names") if known else "h > d"
     first, second = (down, up) if adapter else (up, down)
     return Mlp(first, second, "", told, layout or "names", named if transposed is None else transposed, known)
 

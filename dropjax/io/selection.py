@@ -167,7 +167,7 @@ def _cosines(checkpoint: Checkpoint, pool: Found, side: str) -> Float[np.ndarray
     rows = []
     for mlp in pool.mlps:
         where = (every, cut) if mlp.transposed == (side == "up") else (cut, every)
-        half = checkpoint.read(getattr(mlp, side), where).ravel()
-        rows.append(half / max(float(np.linalg.norm(half)), 1e-30))
-    stacked = np.stack(rows)
+        half = checkpoint.read(getattr(mlp, side), where).ravel().astype(np.float64)  # its square may be beyond float32
+        rows.append(half / max(float(np.linalg.norm(half)), 1e-300))
+    stacked = np.stack(rows).astype(np.float32)
     return stacked @ stacked.T
