@@ -6,7 +6,7 @@ afterwards they can say whether the pairs are right (`true_partners`).
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -150,20 +150,22 @@ def _recognised(checkpoint: Checkpoint, matrices: Sequence[str], seen: Evidence)
     if not pools:
         raise InputError(_nothing(checkpoint, matrices, possible, named))
     best, singles = pools[0], [pool for pool in named if len(pool.mlps) == 1]
-    claimed = {name for pool in [*pools, *named] for mlp in pool.mlps for name in (mlp.up, mlp.out, mlp.gate)}
     chosen, twins, alike = distinct(checkpoint, best)
     if len(chosen) < 2:
         what = f"{best.words}, of which {twins[0].copy} is a copy of {twins[0].of}" if twins else "one"
         raise InputError(f"{checkpoint.path}: expected at least 2 MLPs, got {what}")
-    used = {name for mlp in chosen for name in (mlp.up, mlp.out, mlp.gate)}
+    used = _names(chosen)
+    reasons = dict.fromkeys(_names(mlp for pool in [*pools, *named] for mlp in pool.mlps), "of other MLPs")
+    reasons |= dict.fromkeys(_names(best.mlps), "of twins")
     masks = {_mask(name) for name in used}
-    incomplete = [name for name in possible if name not in claimed and _mask(name) in masks]
+    incomplete = [name for name in possible if name not in reasons and _mask(name) in masks]
+    reasons |= dict.fromkeys(incomplete, "of incomplete MLPs")
     unreadable = [name for name in checkpoint.unread if families.is_half(name) and not families.reason_to_skip(name)]
     account = Account(
         direction=" or ".join(sorted({mlp.told for mlp in chosen})),
         direction_known=all(mlp.known for mlp in chosen),
         layout=" and ".join(sorted({mlp.layout for mlp in chosen})) if all(mlp.layout for mlp in chosen) else "",
-        **left_out(checkpoint, [name for name in matrices if name not in used], unreadable, claimed),
+        **left_out(checkpoint, [name for name in matrices if name not in used], unreadable, reasons),
         incomplete=tuple(incomplete),
         twins=twins,
         alike=alike,
@@ -199,6 +201,10 @@ def _nothing(checkpoint: Checkpoint, matrices: Sequence[str], possible: Sequence
         f"{checkpoint.path}: expected names of MLPs' halves, or as many matrices [h, d] as [d, h] with h > d, at least 2 of "
         f"each, got {', '.join(got) or 'no matrix'}{one}: name them with --in and --out"
     )
+
+
+def _names(mlps: Iterable[Mlp]) -> set[str]:
+    return {name for mlp in mlps for name in (mlp.up, mlp.out, mlp.gate) if name}
 
 
 def _mask(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TypedDict
 
@@ -113,11 +113,12 @@ class LeftOut(TypedDict):
 
 
 def left_out(
-    checkpoint: Checkpoint, matrices: Sequence[str], halves: Sequence[str], others: Collection[str] = ()
+    checkpoint: Checkpoint, matrices: Sequence[str], halves: Sequence[str], reasons: Mapping[str, str] | None = None
 ) -> LeftOut:
-    """What the matrices are that were not chosen, some of them of other MLPs, and the unreadable tensors, some of them
-    `halves`."""
-    skipped = Counter("of other MLPs" if name in others else reason_to_skip(name) or "other matrices" for name in matrices)
+    """What the matrices are that were not chosen, as `reasons` or else their names say, and the unreadable tensors, of which
+    `halves` are called halves of MLPs."""
+    known = reasons or {}
+    skipped = Counter(known.get(name) or reason_to_skip(name) or "other matrices" for name in matrices)
     skipped["tensors of more than two dimensions"] = sum(len(shape) > 2 for shape in checkpoint.shapes.values())
     unreadable = Counter(checkpoint.types[name] for name, shape in checkpoint.unread.items() if len(shape) > 1)
     return {
