@@ -280,3 +280,13 @@ def test_numbers_in_names_sort_as_numbers():
     names = [f"layers.{k}.fc1.weight" for k in (0, 9, 10, 100, int("9" * 30))]
     shuffled = [names[k] for k in np.random.default_rng(0).permutation(len(names))]
     assert sorted(shuffled, key=families.natural) == names
+
+
+@pytest.mark.parametrize(
+    "part", ["mlp" + "9" * 60 + "!", "mlp" + "_9" * 60 + "!", "norm" + "_a" * 60 + "!", "_" * 20_000, "a." * 20_000]
+)
+@pytest.mark.parametrize("end", ["", ".fc1.weight", ".weight", ".attn.q"])
+def test_names_that_are_made_to_be_slow_are_looked_through_at_once(part, end):
+    shapes = {f"{part}{k}{end}": shape for k, shape in enumerate([(H, D), (D, H)])} | {f"{part}{end}.norm": (D,)}
+    assert len(found(shapes)) <= 1  # two numbers in one place may be an MLP
+    assert not families.is_half(f"{part}.x")

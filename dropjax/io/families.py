@@ -31,7 +31,7 @@ class Family(NamedTuple):
 
 MLP = (
     r"(?:^|[._])(?:mlp(?:s|_?block)?|ffns?|ffw|ff|feed_?forward|moe|(?:shared_)?experts?|denserelu\w*)"
-    r"(?:[._]?\d+)*(?:[._]|$)"
+    r"\d*(?:[._]\d+)*(?:[._]|$)"
 )
 """What a part of a name looks like that holds an MLP."""
 _DOWN, _UP = (f"(?:adapter_)?{way}(?:_proj(?:ect)?|_project|_linear)?" for way in ("down", "up"))
@@ -74,7 +74,10 @@ PROJECTIONS = (
 """Last words of what attention projects with, outside of MLPs."""
 MIXERS = "in_proj|out_proj|dt_proj|x_proj"
 """Last words of the projections of attention, state spaces and convolutions, outside of MLPs."""
-NORMS = r"(?:norm\w*|ln\w*)(?:[._/]\w+)*$"
+NORMS = r"norm|(?:^|[._/])ln(?:[._/\d]|$)"
+"""What is in the names of normalisations."""
+LONGEST = 300
+"""Characters at the end of a name that tell what it is: names may be of any length, and made to be slow to look through."""
 GATES = re.compile(r"(^|[._])(gate\w*|w1|wi_0|wg)$")
 """Names of the gate among twice as many input halves as output halves that only shapes tell."""
 
@@ -123,7 +126,7 @@ def stem(name: str) -> str:
 
 def reason_to_skip(name: str) -> str:
     """What the matrix is by its name, which is not half of an MLP; empty: it may be."""
-    words = stem(name)
+    words = stem(name)[-LONGEST:]
     if re.search(ADAPTERS, words, re.IGNORECASE):
         return "of adapters"
     mlp = max((m.start() for m in _overlapping(MLP, words)), default=-1)
@@ -181,7 +184,7 @@ def by_name(names: Sequence[str], seen: Evidence) -> list[Found]:
     for family in FAMILIES:
         for up, out, gate in _members(family, left):
             mlp = oriented(up, out, gate, family, seen)
-            if mlp is not None and not {up, out, gate} - {""} - set(left):
+            if mlp is not None and up in left and out in left and (not gate or gate in left):
                 mlps.append(mlp)
                 for name in (up, out, gate):
                     left.pop(name, None)
@@ -195,7 +198,7 @@ def _members(family: Family, stems: Mapping[str, str]) -> list[tuple[str, str, s
     compiled = {role: re.compile(rf"(?:(.*?)\.)?({words})") for role, words in roles.items() if words}
     for name, words in stems.items():
         for role, pattern in compiled.items():
-            if (match := pattern.fullmatch(words)) and re.search(family.within, match[1] or "", re.IGNORECASE):
+            if (match := pattern.fullmatch(words)) and _stands_in(family.within, match[1]):
                 numbered = "" if family.out else "\n" + re.split(r"\d", match[2])[0]
                 places[(match[1] or "") + numbered][role].append(name)
     if not family.out:
@@ -213,10 +216,14 @@ def is_half(name: str) -> bool:
     for family in FAMILIES:
         for role in filter(None, (family.up, family.out, family.gate)):
             match = re.fullmatch(rf"(?:(.*?)\.)?({role})", words)
-            if match and re.search(family.within, match[1] or "", re.IGNORECASE):
+            if match and _stands_in(family.within, match[1]):
                 # A bare number is the name of anything.
-                return not match[2].isdecimal() or bool(re.search(MLP, match[1] or "", re.IGNORECASE))
+                return not match[2].isdecimal() or _stands_in(MLP, match[1])
     return False
+
+
+def _stands_in(pattern: str, place: str | None) -> bool:
+    return not pattern or bool(re.search(pattern, (place or "")[-LONGEST:], re.IGNORECASE))
 
 
 def oriented(up: str, out: str, gate: str, family: Family, seen: Evidence) -> Mlp | None:
