@@ -273,7 +273,7 @@ def test_an_index_decides_which_shard_holds_a_name_that_several_have(tmp_path, e
     np.testing.assert_array_equal(a, stacked(right, "fc1"))
     np.testing.assert_array_equal(checkpoint.read("embed.weight"), wrong["embed.weight"])
     assert "stray.weight" not in checkpoint.types
-    assert any("1 tensors" in note and "stray.weight" in note for note in checkpoint.notes)
+    assert any("1 tensor in" in note and "stray.weight" in note for note in checkpoint.notes)
     assert any(f"{len(right)} tensors" in note and "another shard" in note for note in checkpoint.notes)
 
 
@@ -300,16 +300,16 @@ def test_an_index_names_shards_beside_it_and_nothing_else(tmp_path, home):
 def test_a_shard_by_itself_is_said_to_be_one_of_several(tmp_path):
     save_file(weights(), tmp_path / "model-00001-of-00003.safetensors")
     checkpoint = open_checkpoint(tmp_path / "model-00001-of-00003.safetensors")
-    assert checkpoint.notes == ("model-00001-of-00003.safetensors is one of 3 shards: the others are not read",)
+    assert checkpoint.notes == ("not looked at: the other shards of 3, of which model-00001-of-00003.safetensors is one",)
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    assert "model.safetensors.index.json" in open_checkpoint(checkpoint.path).notes[0]
+    assert "model.safetensors.index.json names them all" in open_checkpoint(checkpoint.path).notes[0]
 
 
 def test_a_second_state_dict_beside_the_first_is_said(tmp_path):
     state = {name: torch.tensor(array) for name, array in weights().items()}
     torch.save({"model": state, "model_ema": dict(state), "epoch": 3, "args": {"lr": 1}}, tmp_path / "model.pth")
     checkpoint = open_checkpoint(tmp_path / "model.pth")
-    assert checkpoint.notes == (f"{len(state)} tensors under 'model_ema', beside the state dict",)
+    assert checkpoint.notes == (f"not looked at: {len(state)} tensors under 'model_ema', beside the state dict",)
 
 
 # Float8
@@ -369,7 +369,7 @@ def test_float8_without_scales_that_fit_is_said(tmp_path, end):
     weight = torch.ones(6, 4)
     bare = open_checkpoint(float8(tmp_path / f"bare.{end}", {}, weight))
     np.testing.assert_array_equal(bare.read("a.fc1.weight"), weight)
-    assert bare.notes == ("1 float8 tensors have no scales: taken as they are",)
+    assert bare.notes == ("taken as they are, without scales: 1 tensor of float8",)
     for scales in (
         {"a.fc1.weight_scale": torch.ones(5)},
         {"a.fc1.weight_scale": torch.ones(7, 4)},
@@ -380,7 +380,7 @@ def test_float8_without_scales_that_fit_is_said(tmp_path, end):
         checkpoint = open_checkpoint(float8(tmp_path / f"odd.{end}", scales, weight))
         assert "a.fc1.weight" not in checkpoint.shapes
         assert checkpoint.unread["a.fc1.weight"] == (6, 4)
-        assert checkpoint.notes == ("1 float8 tensors have scales that do not fit them, such as a.fc1.weight",)
+        assert checkpoint.notes == ("scales that do not fit: 1 tensor of float8, such as a.fc1.weight",)
 
 
 def test_scales_of_other_types_are_tensors_like_any_other(tmp_path):

@@ -79,6 +79,11 @@ class Checkpoint:
         return values[np.ix_(row // scale.rows, column // scale.columns)]
 
 
+def counted(count: int) -> str:
+    """So many tensors, in words."""
+    return f"{count} tensor{'' if count == 1 else 's'}"
+
+
 def _first_bad(values: np.ndarray) -> str:
     return str(values[~np.isfinite(values)][0])
 
@@ -118,8 +123,10 @@ def _held(path: Path) -> Held:
     if not shard:
         return held
     beside = next((one.name for end in INDICES for one in sorted(path.parent.glob(f"*{end}"))), None)
-    whole = f", of which {beside} tells" if beside else ""
-    return held._replace(notes=(*held.notes, f"{path.name} is one of {shard[1]} shards{whole}: the others are not read"))
+    whole = f": {beside} names them all" if beside else ""
+    return held._replace(
+        notes=(*held.notes, f"not looked at: the other shards of {shard[1]}, of which {path.name} is one{whole}")
+    )
 
 
 # An index and its shards
@@ -137,7 +144,7 @@ def _shards(path: Path) -> Held:
     notes = []
     for found, words in ((beside, "that the index does not name"), (again, "that the index places in another shard")):
         if found:
-            notes.append(f"{len(found)} tensors in shards {words}, such as {min(found)[:80]}")
+            notes.append(f"not looked at: {counted(len(found))} in shards {words}, such as {min(found)[:80]}")
 
     def part(name: str, where: Slice) -> np.ndarray:
         return shards[homes[name]].part(name, where)
@@ -234,7 +241,7 @@ def _pth(path: Path) -> Held:
     shapes = {name: () if value.is_nested else tuple(value.shape) for name, value in tensors.items()}
     others = loaded.items() if isinstance(loaded, Mapping) and loaded is not data else ()
     notes = (
-        f"{len(found)} tensors under {str(key)[:40]!r}, beside the state dict"
+        f"not looked at: {counted(len(found))} under {str(key)[:40]!r}, beside the state dict"
         for key, value in others
         if value is not data and isinstance(value, Mapping) and (found := dict(_tensors(value)))
     )
@@ -272,9 +279,9 @@ def _scaled(path: Path, held: Held) -> Checkpoint:
     unread = {name: shape for name, shape in shapes.items() if name not in read}
     scales = {name: scale for name, scale in scales.items() if name in read}
     plain = [n for n in read if held.types[n].startswith("float8") and "e8m0" not in held.types[n] and n not in scales]
-    notes = [*held.notes, *([f"{len(plain)} float8 tensors have no scales: taken as they are"] if plain else [])]
+    notes = [*held.notes, *([f"taken as they are, without scales: {counted(len(plain))} of float8"] if plain else [])]
     if bad:
-        notes.append(f"{len(bad)} float8 tensors have scales that do not fit them, such as {min(bad)[:80]}")
+        notes.append(f"scales that do not fit: {counted(len(bad))} of float8, such as {min(bad)[:80]}")
     return Checkpoint(path, read, held.part, held.types, unread, scales, tuple(notes))
 
 

@@ -83,7 +83,7 @@ class Account:
             if twins:
                 some, least = twins[0], min(twin.cosine for twin in twins)
                 lines.append(f"{words}: {len(twins)} MLPs, such as {some.copy} of {some.of} (cosine {least:.4f} or more)")
-        return [*lines, *(f"not looked at: {note}" for note in self.notes)]
+        return [*lines, *self.notes]
 
     def record(self, transposed: bool) -> dict[str, Any]:
         """All of it for the JSON."""
