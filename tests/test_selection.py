@@ -132,6 +132,20 @@ def test_everything_that_is_left_out_is_counted(tmp_path):
     assert sum(account.skipped.values()) + 2 * mlps.depth == len([a for a in arrays.values() if a.dtype != np.int8]) - 1
 
 
+def test_adapters_beside_mlps_are_not_mixed_with_them(tmp_path):
+    rng = np.random.default_rng(3)
+    adapters = {
+        f"m.blocks.{k}.adapter_{name}.weight": rng.normal(size=shape)
+        for k in range(3)
+        for name, shape in (("down", (4, D)), ("up", (D, 4)))
+    }
+    mlps = chosen(tmp_path, mlps_of("m.") | adapters)
+    assert (mlps.depth, mlps.hidden) == (3, H)
+    assert mlps.others == ("3 like m.blocks.0.adapter_up.weight with m.blocks.0.adapter_down.weight",)
+    biased = chosen(tmp_path, mlps_of("m.") | adapters | {"m.blocks.0.norm.weight": np.ones(D)})
+    assert biased.others == ("3 like m.blocks.0.adapter_down.weight with m.blocks.0.adapter_up.weight",)
+
+
 def test_a_direction_that_nothing_tells_is_said_to_be_unknown(tmp_path):
     arrays = {name.replace("fc1", "x").replace("fc2", "y"): a for name, a in mlps_of("m.").items()}
     account = chosen(tmp_path, arrays).account

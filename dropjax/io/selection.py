@@ -45,13 +45,13 @@ class Account:
     halves_unreadable: tuple[str, ...] = ()
     """Those among them that are called halves of MLPs."""
     incomplete: tuple[str, ...] = ()
-    """Matrices of the chosen shapes whose names are those of halves, without a partner by name."""
+    """Matrices that are called as the chosen ones are, but for numbers, and have no partner."""
     twins: tuple[Twin, ...] = ()
     """MLPs left out, since they are copies of others."""
     alike: tuple[Twin, ...] = ()
     """Chosen MLPs that are nearly the same, so that nothing may tell their partners apart."""
     notes: tuple[str, ...] = ()
-    """What else lies there and was not looked at."""
+    """Remarks on the files as such, whole lines."""
 
     @property
     def whole(self) -> bool:
@@ -149,7 +149,7 @@ def distinct(checkpoint: Checkpoint, pool: Found, drop: bool = True) -> Distinct
     kept: list[int] = []
     twins, alike = {}, {}
     for k in sorted(range(len(names)), key=lambda k: (bool(AVERAGED.search(names[k])), k)):
-        near = [j for j in kept if cosine[k, j] >= TWIN]
+        near = [kept[n] for n in np.flatnonzero(cosine[k, kept] >= TWIN)]
         copied = [j for j in near if masks[j] != masks[k] and drop]
         if near:
             of = (copied or near)[0]
