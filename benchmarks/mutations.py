@@ -38,7 +38,7 @@ from torch.utils.serialization import config
 from dropjax import console
 from dropjax.core.errors import InputError
 from dropjax.core.puzzle import Puzzle
-from dropjax.io import checkpoints, pth
+from dropjax.io import checkpoints, halves, pth
 from dropjax.io.arguments import read_permutation, read_roles
 from dropjax.io.converted import write_converted
 from dropjax.io.folders import TABLE, write_folder
@@ -134,6 +134,11 @@ def kinds(folder: Path) -> list[Kind]:
     roles.write_text(json.dumps({n: ("in", "out", "in", "out", "last")[n] for n in range(5)}))
     permutation.write_text("0,1,2,3,4")
     index.write_text(json.dumps({"metadata": {"total_size": 768}, "weight_map": dict.fromkeys(mlps, model.name)}))
+    eighth, bins, bin_index = folder / "float8.safetensors", folder / "model.bin", folder / "model.bin.index.json"
+    scales = {name.replace("weight", "weight_scale_inv"): torch.rand(2, 2) for name in mlps}
+    save_file({name: a.to(torch.float8_e4m3fn) for name, a in mlps.items()} | scales, eighth)
+    torch.save(mlps, bins)
+    bin_index.write_text(json.dumps({"weight_map": dict.fromkeys(mlps, bins.name)}))
 
     def loading(path: Path) -> Callable[[], Any]:
         return lambda: load(path)
@@ -141,7 +146,7 @@ def kinds(folder: Path) -> list[Kind]:
     def pair(path: Path) -> Callable[[], Any]:
         def read() -> None:
             checkpoint = checkpoints.open_checkpoint(path)
-            for side in checkpoints.find_halves(checkpoint).sides.values():
+            for side in halves.find_halves(checkpoint).sides.values():
                 for name in side.names:
                     checkpoint.read(name)
 
@@ -176,6 +181,9 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("checkpoint .safetensors", model, pair(model)),
         Kind("checkpoint, header", model, pair(model), reheaded),
         Kind("checkpoint index", index, pair(index)),
+        Kind("checkpoint index of .bin", bin_index, pair(bin_index)),
+        Kind("float8 checkpoint", eighth, pair(eighth)),
+        Kind("float8 checkpoint, header", eighth, pair(eighth), reheaded),
         Kind("CSV", table / TABLE, loading(table)),
         Kind("gzip CSV", gz / TABLE, loading(gz)),
         Kind("gzip CSV, checksum right", gz / TABLE, loading(gz), regzipped),

@@ -22,7 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from dropjax.io import checkpoints
+from dropjax.io import checkpoints, halves
 from dropjax.pairing.evidence import Arrays
 from dropjax.pairing.portfolio import portfolio
 from dropjax.runtime import device
@@ -138,10 +138,10 @@ CHANGES: dict[str, tuple[Change, str, tuple[float, ...]]] = {
 
 def invariances(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Least certainty and right pairs, for each change, strength and signal."""
-    mlps = checkpoints.find_halves(checkpoints.open_checkpoint(args.file))
+    mlps = halves.find_halves(checkpoints.open_checkpoint(args.file))
     ours, theirs = mlps.sides[mlps.first], mlps.sides["out"]
-    partner = np.array(checkpoints.true_partners(ours.names, theirs.names))
-    a, b = checkpoints.CheckpointHalves(mlps.checkpoint, ours, theirs, mlps.hidden, mlps.width).units(0, mlps.hidden)
+    partner = np.array(halves.true_partners(ours.names, theirs.names))
+    a, b = halves.CheckpointHalves(mlps.checkpoint, ours, theirs, mlps.hidden, mlps.width).units(0, mlps.hidden)
     b = b[partner]  # partners are changed alike, and then shuffled
     order = np.random.default_rng(args.random_seed).permutation(len(b))
     truth = np.argsort(order)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import dropjax
 from dropjax.pairing.portfolio import pair
@@ -91,6 +91,78 @@ def test_what_is_wrong_takes_one_line_and_leaves_nothing(tmp_path, monkeypatch, 
         assert words in printed.err
         assert printed.out == ""
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def changed(path: Path, change) -> Path:
+    arrays = load_file(path)
+    save_file({name: np.ascontiguousarray(a) for name, a in change(arrays).items()}, path)
+    return path
+
+
+def test_what_was_chosen_and_what_was_not_is_said(tmp_path):
+    more = {"layers.0.attn.q_proj.weight": np.ones((4, 4), np.float32), "ids": np.ones((1, 4), np.int64)}
+    path = changed(checkpoint(tmp_path, 1.0), lambda arrays: arrays | more)
+    done = run(path, "--json", tmp_path / "a.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, told, left, unread, *_ = done.stdout.splitlines()
+    assert first == "model.safetensors: 6 MLPs, d = 12, h = 40"
+    assert told == "in and out: told by names; stored [out, in], as nothing says otherwise"
+    assert (left, unread) == ("left out: 1 of attention", "not read: 1 of int64")
+    chosen = json.loads((tmp_path / "a.json").read_text())["selection"]
+    assert chosen["mlps"] == 6
+    assert chosen["chosen"] == {
+        kind: [f"layers.{k}.mlp.{name}.weight" for k in range(6)] for kind, name in (("in", "up_proj"), ("out", "down_proj"))
+    }
+    assert (chosen["direction"], chosen["stored"], chosen["whole"]) == ("names", "[out, in]", True)
+    assert (chosen["skipped"], chosen["unreadable"]) == ({"of attention": 1}, {"int64": 1})
+
+
+def test_a_direction_that_nothing_tells_is_unknown(tmp_path):
+    path = changed(
+        checkpoint(tmp_path, 1.0),
+        lambda arrays: {n.replace("up_proj", "a").replace("down_proj", "b"): x for n, x in arrays.items()},
+    )
+    done = run(path, "--json", tmp_path / "a.json")
+    assert done.returncode == 0
+    assert "in and out: unknown (taken from: h > d)" in done.stdout
+    assert json.loads((tmp_path / "a.json").read_text())["selection"]["direction"] == "unknown"
+
+
+def test_a_verdict_is_about_what_could_be_read_and_no_more(tmp_path):
+    def quantised(arrays):
+        return {name: a.astype(np.int8) if ".4." in name or ".5." in name else a for name, a in arrays.items()}
+
+    done = run(changed(checkpoint(tmp_path, 1.0), quantised), "--check", "--json", tmp_path / "a.json")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "model.safetensors: 4 MLPs" in done.stdout
+    assert "not read: 4 of int8; 4 matrices (such as layers.4.mlp.down_proj.weight) called halves of MLPs" in done.stdout
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert (record["verdict"], record["correct"], record["total"], record["selection"]["whole"]) == ("paired", 4, 4, False)
+    assert next(line for line in done.stdout.splitlines() if line.startswith("verdict")).endswith("alone (4 not read)")
+
+
+def test_averaged_copies_are_left_out_and_the_others_paired(tmp_path):
+    def both(arrays):
+        rng = np.random.default_rng(2)
+        averaged = {f"ema.{n}": a + rng.normal(scale=0.02, size=a.shape).astype(np.float32) for n, a in arrays.items()}
+        return averaged | {f"model.{name}": a for name, a in arrays.items()}
+
+    done = run(changed(checkpoint(tmp_path, 1.0), both), "--check", "--json", tmp_path / "a.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "left out as twins: 6 MLPs, such as ema.layers.0.mlp.up_proj.weight of model.layers.0" in done.stdout
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert (record["correct"], record["total"], len(record["selection"]["twins"])) == (6, 6, 6)
+
+
+def test_numbers_that_are_none_are_no_fault_of_the_signal(tmp_path):
+    def broken(arrays):
+        arrays["layers.2.mlp.up_proj.weight"][99, 3] = np.nan
+        return arrays
+
+    done = run(changed(checkpoint(tmp_path, 1.0, h=100), broken), "--signal", "ddr")
+    assert done.returncode == 2
+    assert "layers.2.mlp.up_proj.weight: expected finite" in done.stderr
+    assert "--signal" not in done.stderr
 
 
 def test_importing_the_command_leaves_the_function_in_place():

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from dropjax.core.options import MEMORY
 from dropjax.core.solution import Pairing
 from dropjax.pairing.certainty import Judged, certainty, wrong_spread
+from dropjax.pairing.checks import checked
 from dropjax.pairing.evidence import SHUFFLES, Arrays, Evidence, Halves, observe, template_scores
 from dropjax.pairing.ratio import diagonal_dominance, match
 from dropjax.pairing.signals import CHOICES, DISCRIMINANT, LEARNED, SIGNALS, TEMPLATE, WRONG_PAIRS, discriminant
@@ -40,8 +41,10 @@ def pair(
     """Pair input halves with output halves; `partner[i]` of the result is the output half of input half i.
 
     `signal` is "ddr", the paper's ratio (Section 3.1); another name in `SIGNALS` or `LEARNED`; or "auto", the one that
-    separates best. All but "ddr" give a `Judged` pairing. Raises ValueError for another name.
+    separates best. All but "ddr" give a `Judged` pairing. Raises ValueError for another name, and for halves that are not as
+    many, not of such shapes, not finite or masked.
     """
+    w_in, w_out = checked(w_in, w_out)
     if signal == "ddr":
         return match("ddr", diagonal_dominance(w_in, w_out, memory)[0])
     return portfolio(Arrays(np.asarray(w_in), np.asarray(w_out)), None if signal == "auto" else (signal,), memory=memory)
