@@ -94,7 +94,9 @@ def test_repair_keeps_to_its_memory():
 
     def held(memory):
         lowered = bubble_rounds.lower(stack, start, x, pred, most=2, window=4, memory=memory)
-        return lowered.compile().memory_analysis().temp_size_in_bytes  # pyright: ignore[reportOptionalMemberAccess]  # a CPU has it
+        analysis = lowered.compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     table = 4 * len(x) * (2 * 4 + 1 + 1)  # inputs, a state, pred and weights, in chunks
     assert held(1 << 30) > 4 * 4 * len(x) * 60  # hidden units of all candidates

@@ -208,7 +208,7 @@ def _windowed(bands: Precedence, first: Int[Array, ""], block: int) -> Precedenc
     a, apart = np.arange(block), np.arange(block + reach) - np.arange(block)[:, None]
     inside = (apart > 0) & (apart <= reach)
 
-    def windowed(band: Float[Array | np.ndarray, "L+ reach"]) -> Float[Array, "block window"]:
+    def windowed(band: Float[Array | np.ndarray, "padded reach"]) -> Float[Array, "block window"]:
         here = lax.dynamic_slice_in_dim(jnp.asarray(band), first, block)
         return jnp.where(inside, here[a[:, None], np.clip(apart - 1, 0, reach - 1)], 0)
 
