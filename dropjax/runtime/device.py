@@ -33,8 +33,11 @@ def cache_folder() -> Path | None:
     return home / {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache") / "dropjax"
 
 
-def configure(platform: str | None = None, cache: bool = True) -> None:
-    """Settings of a whole process, for the command lines; a program that imports dropjax keeps its own."""
+def configure(platform: str | None = None, cache: bool = True, alone: bool = True) -> None:
+    """Settings of a whole process, for the command lines; a program that imports dropjax keeps its own.
+
+    Raises `InputError` as `ensure_usable`, unless the process is not `alone`: others have to be joined before JAX begins.
+    """
     for name, value in settings.others().items():
         jax.config.update(f"jax_{name}", value)
     if platform is not None:
@@ -45,6 +48,8 @@ def configure(platform: str | None = None, cache: bool = True) -> None:
         # Small kernels are most of what is compiled here, so none is too small or too quick to keep.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if alone:
+        ensure_usable()
 
 
 def _vendor() -> str:
@@ -53,7 +58,7 @@ def _vendor() -> str:
 
 
 def ensure_usable() -> None:
-    """Raises InputError where JAX cannot use the platform it was told to; after any joining of other processes."""
+    """Raises `InputError` where JAX cannot use the platform that it was told to."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where a vendor's plugin is not installed

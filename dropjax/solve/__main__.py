@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
     for path, folder in ((args.out, True), (args.json, False), (args.checkpoint, False)):
         if path is not None:
             ensure_writable(path, folder=folder)
-    device.configure(args.platform, cache=not args.no_cache)
+    device.configure(args.platform, cache=not args.no_cache, alone=args.coordinator is None)
     if args.coordinator is None:
         return run(p, args, start)
     together = "this process or another has failed; with --checkpoint, --resume goes on from there"
