@@ -13,9 +13,7 @@ def main() -> int:
     """Exit status 0; nothing is left where the file could not be written."""
     parser = console.Parser(description="Convert a puzzle folder to one file, which needs no PyTorch to read.")
     parser.add_argument("folder", help="puzzle folder: pieces/piece_<n>.pth and historical_data.csv")
-    parser.add_argument(
-        "out", type=Path, help="file to write, NAME.safetensors; - for standard output and nothing else there"
-    )
+    parser.add_argument("out", type=Path, help="file to write, NAME.safetensors; - prints it, and nothing else")
     parser.add_argument(
         "--roles", metavar="FILE", help='JSON: piece number to "in", "out" or "last", if shapes are ambiguous'
     )

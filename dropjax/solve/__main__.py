@@ -208,6 +208,8 @@ def solve_one(args: argparse.Namespace, given: dict, start: float) -> int:
                 results.attempt(args.out, lambda: write_result(args.out, solution, args.expect_sha256))
             if not alone:
                 text = solution.permutation_text if args.quiet else "\n".join(verdict(solution, args.expect_sha256))
+                if args.verify == "full" and solution.replay is None and not args.quiet:
+                    print("the verification in full was interrupted: what follows is as --verify fast has it")
                 print(text, flush=True)
             if args.json is not None:
                 results.attempt(args.json, lambda: write_json(args.json, solution, args.expect_sha256))
@@ -229,6 +231,8 @@ def solve_several(args: argparse.Namespace, given: dict, start: float) -> int:
                 continue
             solved += found.solved
             text = f"{found.outcome.value}, MSE {found.mse:.3g}"
+            if args.verify == "full" and found.replay is None:
+                text += ", not verified in full (interrupted)"
             if args.out is not None:
                 folder = args.out / path.stem
                 results.attempt(folder, partial(write_result, folder, found))
