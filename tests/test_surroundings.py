@@ -1,6 +1,7 @@
 """What is around dropjax, in a shell, a program, an account or a folder, does not break it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -126,9 +127,7 @@ NOBODY = ["unshare", "--user", "--map-user=12345"]
     ("as_whom", "home"), [(NOBODY, None), ([], "/proc/nothing"), ([], "{file}")], ids=["nobody", "no folder", "a file"]
 )
 def test_a_user_without_a_home(as_whom: list[str], home: str | None, converted: tuple[Path, str], tmp_path: Path):
-    if as_whom and (
-        not Path("/usr/bin/unshare").exists() or subprocess.run([*NOBODY, "true"], capture_output=True).returncode
-    ):
+    if as_whom and (shutil.which(as_whom[0]) is None or subprocess.run([*as_whom, "true"], capture_output=True).returncode):
         pytest.skip("no user namespaces here")
     (tmp_path / "file").write_text("")
     env = alone()
@@ -143,7 +142,7 @@ def test_a_user_without_a_home(as_whom: list[str], home: str | None, converted: 
 
 @pytest.mark.parametrize("names", [("dropjax",), ("dropjax", "dropjax/dropjax")])
 def test_beside_a_folder_of_its_name_it_is_still_the_package(names: tuple[str, ...], tmp_path: Path):
-    """As in the folder that a clone was made in. Python takes such a folder for a package where nothing else is found first."""
+    """As in the folder that a clone was made in: Python takes it for a package where it finds no other one first."""
     for name in names:
         (tmp_path / name).mkdir()
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
@@ -37,7 +37,7 @@ from dropjax.search.strategies import SEED_ROWS, Begin, Strategy, auto, paper, s
 from dropjax.search.verdict import finished, judged
 
 POLL = 0.2
-"""Seconds after which several puzzles' solves are asked whether they were interrupted."""
+"""Seconds that several puzzles' solves are waited for before it is looked whether another can be begun."""
 
 
 def prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> None:
@@ -176,6 +176,13 @@ def as_solved(
     seen: set[tuple] = set()
     first: Future | None = None  # of its shape: those behind it wait, or they would compile the same once more
     left = threading.Event()
+    stopped = lambda: left.is_set() or interrupted()  # noqa: E731
+
+    def begun(puzzle: Puzzle) -> Solution:
+        if stopped():
+            raise CancelledError
+        return solve(puzzle, options, interrupted=stopped)
+
     pool = ThreadPoolExecutor(workers())
     try:
         while more or under_way:
@@ -190,21 +197,16 @@ def as_solved(
                 except Exception as error:
                     yield number, error
                     continue
-                future = pool.submit(solve, puzzle, options, interrupted=lambda: left.is_set() or interrupted())
+                future = pool.submit(begun, puzzle)
                 under_way[future] = number
                 shape = (puzzle.w_in.shape, puzzle.w_last.shape, puzzle.x.shape)
                 if shape not in seen:
                     seen.add(shape)
                     first = future
-            if interrupted():
-                for future in under_way:
-                    future.cancel()
             for future in wait(under_way, POLL, FIRST_COMPLETED).done:
-                number = under_way.pop(future)
-                if future.cancelled():
-                    continue
-                error = future.exception()
-                yield number, error if isinstance(error, Exception) else future.result()
+                number, error = under_way.pop(future), future.exception()
+                if not isinstance(error, CancelledError):
+                    yield number, error if isinstance(error, Exception) else future.result()
     finally:
         left.set()
         pool.shutdown(cancel_futures=True)
