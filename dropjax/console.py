@@ -1,72 +1,189 @@
-"""What the command lines share: arguments, one-line errors, and progress for people and for logs."""
+"""What the command lines share: arguments, exit statuses, one-line errors, signals, and progress for people and for logs."""
 
 import argparse
 import atexit
+import errno
 import gc
 import io
 import os
+import select
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NoReturn
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
-from dropjax.core.errors import InputError
+from dropjax.core.errors import InputError, NotWritten
 from dropjax.core.protocols import Progress
 from dropjax.core.solution import Stage
+from dropjax.runtime.writing import Results
 
-SOLVED, NOT_SOLVED, BAD_INPUT = range(3)
-"""Exit statuses."""
+SOLVED, NOT_SOLVED, BAD_INPUT, NOT_WRITTEN = range(4)
+"""Exit statuses. What is not written may be solved or not; it is printed where it can be."""
+
+FAULT = 70
+"""Exit status of an error that nobody foresaw: EX_SOFTWARE of sysexits.h."""
+
+INTERRUPTED = 130
+"""Exit status after a second SIGINT, or one before there was anything to write: 128 + 2, as shells have it."""
+
+STATUSES = (
+    "exit status: {done}; 2 bad input; 3 a result, or what is printed, could not be written (what was found is written and "
+    "printed wherever it can be); 70 an unforeseen error (DROPJAX_DEBUG=1 shows where); 130 interrupted before there was "
+    "anything to write"
+)
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line."""
+    """Says what is wrong with the arguments in one line, and in its help what the exit statuses mean."""
+
+    def __init__(self, *args: Any, done: str = "0 done", **kwargs: Any) -> None:
+        """`done` says what 0 means, and 1 where there is such an end."""
+        super().__init__(*args, **{"epilog": STATUSES.format(done=done), **kwargs})
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with status 2."""
         fail(f"{message} (see --help)")
 
 
+def complain(message: str) -> None:
+    """One line on standard error, where there is one."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+
+
 def fail(message: str) -> NoReturn:
     """Ends the process with status 2 and one line on standard error."""
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    complain(message)
     sys.exit(BAD_INPUT)
 
 
+def with_results(status: int, results: Results) -> int:
+    """The exit status of a command that had these to write; one line says what could not be written."""
+    if not results.lost:
+        return status
+    first, *others = map(str, results.lost.values())
+    complain(first + (f" (and {len(others)} more that could not be written)" if others else ""))
+    return NOT_WRITTEN if status in (SOLVED, NOT_SOLVED) else status
+
+
 def run_command(main: Callable[[], int]) -> NoReturn:
-    """Runs a command line: bad input becomes one line, and libraries keep their warnings to themselves."""
+    """Runs a command line: whatever ends it is an exit status and at most one line on standard error, and libraries keep
+    their warnings to themselves."""
     # What was imported stays. Going through it again and again, and once more at the end, would take a tenth of a solve.
     gc.freeze()
     atexit.register(gc.freeze)
     warnings.simplefilter("ignore")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
+    with lasting_output() as lost:
+        status = status_of(main)
+        if (error := lost()) is not None and status in (SOLVED, NOT_SOLVED):
+            status = NOT_WRITTEN
+            if not isinstance(error, BrokenPipeError):  # a reader that left has seen enough
+                complain(f"standard output: expected a place that can be written, got {error.strerror}")
+    sys.exit(status)
+
+
+def status_of(main: Callable[[], int], fault: str = "an unforeseen error") -> Any:
+    """The exit status that `main` gives or ends with; `fault` is what an error is that nobody foresaw."""
     try:
-        sys.exit(main())
-    except InputError as error:
-        fail(str(error))
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; what is left in its buffer must not fail again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(NOT_SOLVED)
-    except KeyboardInterrupt:
-        print("error: interrupted before there was anything to write", file=sys.stderr)
-        sys.exit(130)
+        return main()
+    except SystemExit as end:
+        return end.code
+    except (Exception, KeyboardInterrupt) as error:
+        return told(error, fault)
+
+
+def told(error: BaseException, fault: str = "an unforeseen error") -> int:
+    """The exit status that an error stands for, when one line has told of it; its traceback too if $DROPJAX_DEBUG is set."""
+    if isinstance(error, InputError):
+        complain(str(error))
+        return NOT_WRITTEN if isinstance(error, NotWritten) else BAD_INPUT
+    if isinstance(error, KeyboardInterrupt):
+        complain("interrupted before there was anything to write")
+        return INTERRUPTED
+    if os.environ.get("DROPJAX_DEBUG"):
+        traceback.print_exception(error)
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    complain(f"{fault}: {what[:300]}{'…' if len(what) > 300 else ''} (DROPJAX_DEBUG=1 shows where)")
+    return FAULT
+
+
+def goes_on(error: NotWritten) -> None:
+    """Says that something could not be written and that the work goes on."""
+    complain(f"{error}; the search goes on")
+
+
+class Lasting(io.FileIO):
+    """Standard output that goes on where nobody takes it any more: what it loses is noted, and its writers never know."""
+
+    lost: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """The length of the data, written or not."""
+        try:
+            while self.lost is None:
+                if (written := super().write(data)) is not None:
+                    return written
+                select.select([], [self], [])  # it does not block, as somebody else made it
+        except OSError as error:
+            self.lost = error
+        return memoryview(data).nbytes
 
 
 @contextmanager
-def interruptions() -> Iterator[Callable[[], bool]]:
-    """A question whether SIGINT or SIGTERM has come; a second SIGINT ends the process at once."""
-    came = threading.Event()
+def lasting_output() -> Iterator[Callable[[], OSError | None]]:
+    """Within it nothing fails by being printed; yields a question what was in the way of it, if anything was."""
+    before, raw = sys.stdout, None
+    if before is None:
+        while os.open(os.devnull, os.O_RDWR) <= 2:  # so that no file is opened in the place of a closed stream
+            pass
+        raw = Lasting(os.devnull, "w")
+        raw.lost = OSError(errno.EBADF, os.strerror(errno.EBADF))
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw))
+    elif before is sys.__stdout__:
+        before.flush()
+        raw = Lasting(os.dup(before.fileno()), "w")
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), before.encoding, line_buffering=bool(before.line_buffering))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
+
+    def lost() -> OSError | None:
+        sys.stdout.flush()
+        return raw and raw.lost
+
+    try:
+        yield lost
+    finally:
+        sys.stdout.flush()
+        sys.stdout = before
+
+
+@contextmanager
+def interruptions(at_once: bool = False) -> Iterator[Callable[[], bool]]:
+    """A question whether SIGINT, SIGTERM or SIGHUP has come, once or more often.
+
+    A second SIGINT is a KeyboardInterrupt, and a third ends the process. With `at_once`, the first of any is one.
+    """
+    came, pressed = threading.Event(), 0
 
     def note(number: int, _frame: object) -> None:
-        if came.is_set():
+        nonlocal pressed
+        pressed += number == signal.SIGINT
+        if pressed > 2:
+            os._exit(INTERRUPTED)
+        if pressed > 1 or (at_once and not came.is_set()):
+            came.set()
             raise KeyboardInterrupt
         came.set()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield came.is_set
     finally:

@@ -1,25 +1,31 @@
 """The report as a user meets it: files, numbers, and the page in a browser."""
 
+import functools
 import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from html import unescape
 from importlib import resources
 from pathlib import Path
 
 import browser
 import builders
+import matplotlib
 import numpy as np
 import pytest
 
+from dropjax import console
 from dropjax.core.puzzle import Puzzle
 from dropjax.io import page
 from dropjax.io.converted import write_converted
+from dropjax.report import __main__ as command
 from dropjax.report.__main__ import main as report
-from dropjax.reporting import exhibits
+from dropjax.reporting import exhibits, figures
 from dropjax.search.solving import solve
 from dropjax.train.__main__ import main as train
 
@@ -158,11 +164,100 @@ def test_not_solved_is_said(made):
     assert len(steps) == len(exhibits.PARTS)
     template = (resources.files("dropjax.reporting") / "report.html").read_text(encoding="utf-8")
     drawn = {drawing.name: page.Drawn(b"", b"", drawing.description) for drawing in found.drawings}
-    html = page.render(template, "Other", found.numbers, drawn)
+    html = page.render(template, "Other", {"finished": True, **found.numbers}, drawn)
     assert found.numbers["solution"]["solved"] is False
     assert "This puzzle was not solved" in html
     assert "freshly trained" not in html
     assert "This puzzle was not solved" not in (made / "out" / "index.html").read_text()
+
+
+class Broken(Exception):
+    pass
+
+
+def stopped(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+def broken(*_):
+    raise Broken
+
+
+@pytest.mark.parametrize(("ending", "expected"), [(stopped, console.NOT_SOLVED), (broken, Broken)])
+def test_an_unfinished_report_holds_what_there_is(made, ending, expected, tmp_path, monkeypatch, capsys):
+    """The first two parts, whose figures and numbers are there and no others, on a page that says so."""
+    parts = dict(exhibits.PARTS)
+    monkeypatch.setattr(exhibits, "PARTS", {**parts, list(parts)[2]: ending})
+    arguments = [str(made / "puzzle.safetensors"), str(tmp_path / "out"), "--no-cache"]
+    if expected is Broken:
+        with pytest.raises(Broken):
+            report(arguments)
+    else:
+        assert report(arguments) == expected
+        assert capsys.readouterr().out.endswith(f"unfinished: {tmp_path / 'out' / 'index.html'}\n")
+    html = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert "This report is unfinished" in html
+    assert set(numbers) == {"finished", "puzzle", "solution", "made_by", "table"} and not numbers["finished"]
+    drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
+    assert drawn == {"architecture", "table", "table_character"}
+    assert html.count("<figure>") == len(drawn)
+    assert re.findall("<h2.*?>(.*?)</h2>", html) == ["The puzzle", "The table", "How this was made"]
+    for path, value in numbers_in(html):
+        assert str(page.look_up(numbers, path)) == value
+    whole = (made / "out" / "index.html").read_text(encoding="utf-8")
+    assert "unfinished" not in whole and json.loads((made / "out" / "numbers.json").read_text())["finished"]
+
+
+def test_a_search_for_a_report_that_is_stopped_gives_a_page(made, tmp_path, monkeypatch):
+    search = command.solve
+
+    def interrupted_at_once(*args, interrupted, **changes):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted()
+        return search(*args, interrupted=interrupted, **changes)
+
+    monkeypatch.setattr(command, "solve", interrupted_at_once)
+    assert report([str(made / "puzzle.safetensors"), str(tmp_path / "out"), "--quiet", "--no-cache"]) == console.NOT_SOLVED
+    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert set(numbers) == {"finished", "puzzle", "solution", "made_by"} and not numbers["finished"]
+    assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")} == {"architecture"}
+
+
+def test_a_figure_that_cannot_be_written_takes_nothing_from_the_others(made, tmp_path, capsys, monkeypatch):
+    parts = dict(exhibits.PARTS)
+    monkeypatch.setattr(exhibits, "PARTS", {**dict(list(parts.items())[:2]), "the end": stopped})
+    (tmp_path / "out" / "figures" / "table.png" / "x").mkdir(parents=True)
+    puzzle = str(made / "puzzle.safetensors")
+    assert report([puzzle, str(tmp_path / "out"), "--quiet", "--no-cache", "--train", "none"]) == console.NOT_WRITTEN
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "figures/table.png: expected a place that can be written" in err
+    names = {path.name for path in (tmp_path / "out" / "figures").iterdir() if path.is_file()}
+    assert names == {"table.svg", *(f"{of}.{form}" for of in ("architecture", "table_character") for form in ("png", "svg"))}
+    assert (tmp_path / "out" / "index.html").exists()
+
+
+def test_no_setting_of_the_users_changes_a_figure():
+    make = functools.partial(figures.architecture, 3, 4, 5, 1, "relu")
+    expected = command.draw("boxes", make)
+    with matplotlib.rc_context({"axes.facecolor": "red", "text.usetex": True, "font.size": 30, "savefig.bbox": "tight"}):
+        assert command.draw("boxes", make) == expected
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+@pytest.mark.parametrize("backend", ["nonsense", "module://nowhere", "QtAgg"])
+def test_no_backend_of_the_users_is_in_the_way(backend, tmp_path):
+    code = (
+        "from dropjax.reporting import drawing; drawing.ensure_matplotlib('it')\n"
+        "from dropjax.report.__main__ import draw; from dropjax.reporting import figures\n"
+        "make = lambda narrow=False: figures.architecture(3, 4, 5, 1, 'relu', narrow)\n"
+        "print(len(draw('boxes', make)[0]) > 1000)"
+    )
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: QtAgg\n")
+    env = {**os.environ, "MPLBACKEND": backend, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert (run.stdout, run.stderr) == ("True\n", "")
 
 
 def test_curves_follow_a_training(tmp_path):
@@ -186,7 +281,7 @@ def test_bad_input_is_one_line(tmp_path):
 
 
 def test_importing_dropjax_leaves_matplotlib_alone():
-    code = "import sys, dropjax, dropjax.page, dropjax.report; print('matplotlib' in sys.modules)"
+    code = "import sys, dropjax, dropjax.io.page, dropjax.report.__main__; print('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 

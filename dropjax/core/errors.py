@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.splitlines()))  # names and cells are the input's own and may hold anything
+
+
+class NotWritten(InputError):
+    """A result is there, and could not be written where it was to go."""

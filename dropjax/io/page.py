@@ -127,20 +127,24 @@ def picture(drawn: Drawn) -> str:
     )
 
 
-def render(template: str, title: str, record: Mapping[str, Any], drawn: Mapping[str, Drawn]) -> str:
+def render(
+    template: str, title: str, record: Mapping[str, Any], drawn: Mapping[str, Drawn], unfinished: bool = False
+) -> str:
     """The whole page from a template: HTML with numbers as {path} or {path:format}, and, each on a line of its own,
 
     {{figure NAME}}
     {{table PATH | caption | heading = key:format | …}}
     {{if PATH}} … {{end}} and {{unless PATH}} … {{end}}, kept where the record has something at PATH that is neither false, 0
     nor empty, or where it has not.
+
+    Of an `unfinished` record, sections with numbers that are not there yet are left out, and so are such figures.
     """
 
     def kept(match: re.Match) -> str:
         try:
             there = bool(look_up(record, match[2]))
         except LookupError:
-            there = False
+            there = unfinished and match[1] == "unless"  # there may be something at its end
         return match[3] if there == (match[1] == "if") else ""
 
     def placed(match: re.Match) -> str:
@@ -151,6 +155,8 @@ def render(template: str, title: str, record: Mapping[str, Any], drawn: Mapping[
         return table(record, Columns(path, caption, [(heading, *_split(key)) for heading, _, key in parts]))
 
     text = re.sub(r"\{\{(if|unless) ([\w.]+)\}\}\n(.*?)\{\{end\}\}\n", kept, template, flags=re.DOTALL)
+    if unfinished:
+        text = _ready(text, record, drawn)
     headings = re.findall("<h2>(.*?)</h2>", text)
     text = re.sub("<h2>(.*?)</h2>", lambda m: f'<h2 id="s{headings.index(m[1])}">{m[1]}</h2>', text)
     links = " ".join(f'<a href="#s{k}">{heading}</a>' for k, heading in enumerate(headings))
@@ -161,6 +167,23 @@ def render(template: str, title: str, record: Mapping[str, Any], drawn: Mapping[
         re.sub(r"\{\{(\w+) (.*)\}\}", placed, piece) if piece.startswith("{{") else filled(piece, record) for piece in pieces
     ]
     return shell(title, "".join(body))
+
+
+def _ready(text: str, record: Mapping[str, Any], drawn: Mapping[str, Drawn]) -> str:
+    """The sections of a template that have all their numbers, with the figures that there are."""
+
+    def there(path: str) -> bool:
+        try:
+            look_up(record, path)
+        except LookupError:
+            return False
+        return True
+
+    text = re.sub(r"\{\{figure (\w+)\}\}\n", lambda m: m[0] if m[1] in drawn else "", text)
+    first, *sections = re.split("(?=<h2>)", text)
+    paths = r"\{\{table ([\w.]+)|\{([\w.]+)(?::[^}]+)?\}"
+    ready = [s for s in sections if all(there(table or path) for table, path in re.findall(paths, s))]
+    return first + "".join(s for s in ready if not s.strip().endswith("</h2>"))
 
 
 def _split(key: str) -> tuple[str, str]:

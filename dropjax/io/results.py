@@ -8,7 +8,7 @@ import numpy as np
 from dropjax.core.solution import Solution
 from dropjax.io.converted import write_tensors
 from dropjax.io.page import short_page
-from dropjax.runtime.writing import write_all
+from dropjax.runtime.writing import atomic_write, write_all
 
 
 def write_result(folder: str | Path, solution: Solution, expected_sha256: str | None = None) -> None:
@@ -16,7 +16,7 @@ def write_result(folder: str | Path, solution: Solution, expected_sha256: str | 
     a page for people.
 
     The model's names are those of PyTorch's `nn.Sequential` over the paper's two classes: `0.inp.weight`, …,
-    `L.layer.weight`. Raises `InputError` where the folder cannot be written.
+    `L.layer.weight`. Raises `NotWritten` where the folder cannot be written, and leaves nothing of it then.
     """
     folder, stack = Path(folder), solution.stack
     halves = {"inp.weight": stack.w_in, "inp.bias": stack.b_in, "out.weight": stack.w_out, "out.bias": stack.b_out}
@@ -27,17 +27,16 @@ def write_result(folder: str | Path, solution: Solution, expected_sha256: str | 
     write_all(
         {
             folder / "model.safetensors": lambda path: write_tensors(path, model),
-            folder / "permutation.txt": lambda path: path.write_text(solution.permutation_text),
-            folder / "solution.json": lambda path: path.write_text(record),
-            folder / "index.html": lambda path: path.write_text(page, encoding="utf-8"),
+            folder / "permutation.txt": solution.permutation_text,
+            folder / "solution.json": record,
+            folder / "index.html": page,
         }
     )
 
 
 def write_json(path: str | Path, solution: Solution, expected_sha256: str | None = None) -> None:
-    """`solution.json` alone. Raises `InputError` where it cannot be written."""
-    record = _json(solution, expected_sha256)
-    write_all({Path(path): lambda temporary: temporary.write_text(record)})
+    """`solution.json` alone; `-` is standard output. Raises `NotWritten` where it cannot be written."""
+    atomic_write(path, _json(solution, expected_sha256))
 
 
 def _json(solution: Solution, expected_sha256: str | None) -> str:

@@ -22,6 +22,7 @@ from dropjax.pairing.checks import checked
 from dropjax.pairing.evidence import SHUFFLES, Arrays, Evidence, Halves, observe, template_scores
 from dropjax.pairing.ratio import diagonal_dominance, match
 from dropjax.pairing.signals import CHOICES, DISCRIMINANT, LEARNED, SIGNALS, TEMPLATE, WRONG_PAIRS, discriminant
+from dropjax.runtime.settings import own_settings
 
 SIGNAL_ERROR = 0.001
 """Probability with which unrelated halves are said to have a signal, over all signals together, were the mean scores of
@@ -32,6 +33,7 @@ PREFERRED = 0.9
 """The discriminant is trusted where its separation comes to this share of the best one: it rests on all signals."""
 
 
+@own_settings()
 def pair(
     w_in: Float[Array | np.ndarray, "L h d"],
     w_out: Float[Array | np.ndarray, "L d h"],

@@ -1,24 +1,27 @@
 """`python -m dropjax.report PUZZLE OUT_DIR`: the paper's figures and analysis for any puzzle, on one page."""
 
+import argparse
 import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dropjax import console
-from dropjax.core.errors import InputError
+from dropjax.core.options import Options
+from dropjax.core.solution import Solution
 from dropjax.core.stack import ACTIVATIONS
 from dropjax.io.arguments import read_permutation, read_roles
 from dropjax.io.loading import load
 from dropjax.io.page import Drawn, render
 from dropjax.make import training
+from dropjax.reporting.drawing import ensure_matplotlib, own_drawing
 from dropjax.runtime import device
-from dropjax.runtime.writing import atomic_write, ensure_writable
+from dropjax.runtime.writing import Results, ensure_writable
 from dropjax.search.solving import solve
 
 if TYPE_CHECKING:
@@ -32,10 +35,35 @@ FRESH = {
 """The freshly trained stack: ten times Appendix A's rate for a tenth of its epochs, or Appendix A, or no stack."""
 
 
-def draw(report: "Report", step: "Step") -> Iterator[tuple[str, bytes, Drawn]]:
-    """Each figure: its name, PNG, and SVG in both layouts."""
-    import matplotlib
+class Pages:
+    """The report's files in a folder: figures as they are drawn, and the page once more after each part."""
 
+    def __init__(self, folder: Path, title: str, step: "Step") -> None:
+        self.folder, self.title, self.step = folder, title, step
+        self.results = Results()
+        self.written = False
+        """Whether there is a page."""
+        self._pictures: dict[str, Drawn] = {}
+        self._template = (resources.files("dropjax.reporting") / "report.html").read_text(encoding="utf-8")
+
+    def write(self, report: "Report", finished: bool = False) -> None:
+        """The figures that are new, as PNG and SVG under `figures`, and then `numbers.json` and `index.html`."""
+        for name, description, make in report.drawings[len(self._pictures) :]:
+            self.step(f"figure: {name.replace('_', ' ')}")
+            png, self._pictures[name] = draw(description, make)
+            self.results.write(self.folder / "figures" / f"{name}.png", png)
+            self.results.write(self.folder / "figures" / f"{name}.svg", self._pictures[name].wide)
+        if finished:
+            self.step("the page")
+        numbers = {"finished": finished, **report.numbers}
+        html = render(self._template, self.title, numbers, self._pictures, unfinished=not finished)
+        self.results.write(self.folder / "numbers.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+        self.results.write(self.folder / "index.html", html)
+        self.written = True
+
+
+def draw(description: str, make: Callable[..., Any]) -> tuple[bytes, Drawn]:
+    """A figure: PNG, and SVG in both layouts."""
     from dropjax.reporting.figures import STYLE
 
     def saved(figure: Any, form: str) -> bytes:
@@ -43,29 +71,12 @@ def draw(report: "Report", step: "Step") -> Iterator[tuple[str, bytes, Drawn]]:
         figure.savefig(buffer, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
         return buffer.getvalue()
 
-    with matplotlib.rc_context(STYLE):
-        for name, description, make in report.drawings:
-            step(f"figure: {name.replace('_', ' ')}")
-            wide, narrow = make(), make(narrow=True)
-            wide.draw_without_rendering()
-            wide.set_layout_engine("none")  # settled: not once more for the second file
-            alt = f"{' '.join(wide.get_suptitle().split())}. {description}"
-            yield name, saved(wide, "png"), Drawn(saved(wide, "svg"), saved(narrow, "svg"), alt)
-
-
-def write(folder: Path, title: str, report: "Report", step: "Step") -> None:
-    """`index.html`, `numbers.json`, and every figure as PNG and SVG under `figures`."""
-    pictures = {}
-    for name, png, pictures[name] in draw(report, step):
-        for suffix, content in (("png", png), ("svg", pictures[name].wide)):
-            target = folder / "figures" / f"{name}.{suffix}"
-            atomic_write(target, lambda path, content=content: path.write_bytes(content))
-    step("the page")
-    template = (resources.files("dropjax.reporting") / "report.html").read_text(encoding="utf-8")
-    html = render(template, title, report.numbers, pictures)
-    numbers = json.dumps(report.numbers, indent=1, allow_nan=False) + "\n"
-    atomic_write(folder / "numbers.json", lambda path: path.write_text(numbers, encoding="utf-8"))
-    atomic_write(folder / "index.html", lambda path: path.write_text(html, encoding="utf-8"))
+    with own_drawing(STYLE):
+        wide, narrow = make(), make(narrow=True)
+        wide.draw_without_rendering()
+        wide.set_layout_engine("none")  # settled: not once more for the second file
+        alt = f"{' '.join(wide.get_suptitle().split())}. {description}"
+        return saved(wide, "png"), Drawn(saved(wide, "svg"), saved(narrow, "svg"), alt)
 
 
 # The command
@@ -94,9 +105,13 @@ STEPS = 28
 
 def parser() -> console.Parser:
     """The command line's arguments."""
-    p = console.Parser(prog="python -m dropjax.report", description=(__doc__ or "").split(": ", 1)[-1].capitalize())
+    p = console.Parser(
+        prog="python -m dropjax.report",
+        description=(__doc__ or "").split(": ", 1)[-1].capitalize(),
+        done="0 done and solved; 1 not solved, or interrupted: the page tells of the best order so far, or of what was done",
+    )
     p.add_argument("puzzle", type=Path, help="a puzzle folder or a converted .safetensors")
-    p.add_argument("out", type=Path, metavar="OUT_DIR", help="index.html, numbers.json and figures go here")
+    p.add_argument("out", type=Path, metavar="OUT_DIR", help="index.html, numbers.json and figures, as they come")
     p.add_argument(
         "--train",
         choices=tuple(FRESH),
@@ -114,27 +129,43 @@ def parser() -> console.Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Makes the report; the exit status is 0 where the puzzle was solved, 1 where it was not, 2 for bad input."""
+    """Makes the report; the exit status is 0 where the puzzle was solved, 1 where it was not or the report is unfinished."""
     args = parser().parse_args(argv)
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise InputError("report: expected matplotlib to be installed (dropjax[report]), got none") from None
+    ensure_matplotlib("report")
     ensure_writable(args.out, folder=True)
     device.configure(args.platform, cache=not args.no_cache)
-    device.ensure_usable()
-    with steps(args.quiet) as step:
+    solution = pages = None
+    try:
+        with console.interruptions(at_once=True), steps(args.quiet) as step:
+            pages = Pages(args.out, f"A dropped stack: {args.puzzle.resolve().name}", step)
+            solution = make(args, pages)
+    except KeyboardInterrupt:
+        if pages is None or not pages.written:
+            raise
+    said = "unfinished" if solution is None else solution.outcome.value.replace("_", " ")
+    if not args.quiet:
+        print(f"{said}: {args.out / 'index.html'}")
+    solved = solution is not None and solution.solved
+    return console.with_results(console.SOLVED if solved else console.NOT_SOLVED, pages.results)
+
+
+def make(args: argparse.Namespace, pages: Pages) -> Solution:
+    """Solves the puzzle and writes the report on it; KeyboardInterrupt where it was to stop, once there is a page."""
+    with console.interruptions() as interrupted:
         puzzle = load(args.puzzle, None if args.roles is None else read_roles(args.roles))
         initial = None if args.initial_order is None else read_permutation(args.initial_order)
-        step("solving")
-        solution = solve(puzzle, activation=args.activation, initial_order=initial, time_limit=args.time_limit)
-        from dropjax.reporting.exhibits import measure
+        pages.step("solving")
+        options = Options(activation=args.activation, initial_order=initial, time_limit=args.time_limit)
+        solution = solve(puzzle, options, interrupted=interrupted)
+    from dropjax.reporting.exhibits import measure
 
-        report = measure(puzzle, solution, FRESH[args.train], step)
-        write(args.out, f"A dropped stack: {args.puzzle.resolve().name}", report, step)
-    if not args.quiet:
-        print(f"{solution.outcome.value.replace('_', ' ')}: {args.out / 'index.html'}")
-    return console.SOLVED if solution.solved else console.NOT_SOLVED
+    def so_far(report: "Report") -> None:
+        pages.write(report)
+        if interrupted():
+            raise KeyboardInterrupt
+
+    pages.write(measure(puzzle, solution, FRESH[args.train], pages.step, so_far), finished=True)
+    return solution
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TypeVar
 import jax
 
 from dropjax.core.errors import InputError
-from dropjax.runtime import mesh
+from dropjax.runtime import mesh, settings
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -20,28 +20,36 @@ PRECISION = "float32, highest"
 """What every matrix product that decides anything runs at."""
 
 
-def cache_folder() -> Path:
-    """Where compiled programs are kept: $DROPJAX_CACHE_DIR, or a folder of the user's own cache."""
+def cache_folder() -> Path | None:
+    """Where compiled programs are kept: $DROPJAX_CACHE_DIR, or a folder of the user's own cache; None for a user without."""
     if own := os.environ.get("DROPJAX_CACHE_DIR"):
         return Path(own)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "dropjax"
+    if base := os.environ.get({"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")):
+        return Path(base) / "dropjax"
+    try:
+        home = Path.home()
+    except RuntimeError:  # neither $HOME nor the system's list of users has one
+        return None
+    return home / {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache") / "dropjax"
 
 
-def configure(platform: str | None = None, cache: bool = True) -> None:
-    """Settings of a whole process, for the command lines; a program that imports dropjax keeps its own."""
+def configure(platform: str | None = None, cache: bool = True, alone: bool = True) -> None:
+    """Settings of a whole process, for the command lines; a program that imports dropjax keeps its own.
+
+    Raises `InputError` as `ensure_usable`, unless the process is not `alone`: others have to be joined before JAX begins.
+    """
+    for name, value in settings.others().items():
+        jax.config.update(f"jax_{name}", value)
     if platform is not None:
         jax.config.update("jax_platforms", _vendor() if platform == "gpu" else platform)
-    if cache:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+    folder = cache_folder() if cache else None
+    jax.config.update("jax_compilation_cache_dir", None if folder is None else str(folder))
+    if folder is not None:
         # Small kernels are most of what is compiled here, so none is too small or too quick to keep.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if alone:
+        ensure_usable()
 
 
 def _vendor() -> str:
@@ -50,12 +58,13 @@ def _vendor() -> str:
 
 
 def ensure_usable() -> None:
-    """Raises InputError where JAX cannot use the platform it was told to; after any joining of other processes."""
+    """Raises `InputError` where JAX cannot use the platform that it was told to."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where a vendor's plugin is not installed
         platforms, why = jax.config.values["jax_platforms"], str(error) or "no plugin for it"
-        raise InputError(f"--platform: expected one that JAX can use here, got {platforms}: {why}") from None
+        where = "JAX_PLATFORMS" if platforms == os.environ.get("JAX_PLATFORMS") else "--platform"
+        raise InputError(f"{where}: expected one that JAX can use here, got {platforms}: {why}") from None
 
 
 def describe() -> str:
@@ -93,5 +102,10 @@ def side_by_side(call: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """`call` of each item, its arrays computed, in threads: `workers` of them at the same time."""
     if workers() == 1:
         return [call(item) for item in items]
+
+    def computed(item: A) -> B:
+        with settings.own_settings():  # settings are a thread's own
+            return jax.block_until_ready(call(item))
+
     with ThreadPoolExecutor(workers()) as pool:
-        return list(pool.map(lambda item: jax.block_until_ready(call(item)), items))
+        return list(pool.map(computed, items))

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dropjax.core.errors import InputError
+from dropjax.core.errors import InputError, NotWritten
 from dropjax.runtime import mesh
 from dropjax.runtime.writing import atomic_write
 
@@ -34,10 +34,18 @@ Levels = list[list[list[np.ndarray]]]
 class Journal:
     """A search's results in a file, which is written whole, at most once in `every` seconds and when the search ends."""
 
-    def __init__(self, path: Path, identity: Mapping[str, str], resume: bool = False, every: float = 1.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, str],
+        resume: bool = False,
+        every: float = 1.0,
+        lost: Callable[[NotWritten], object] = lambda error: None,
+    ) -> None:
         """`identity` is what the results depend on: by name, as text.
 
-        With `resume`, goes on with what the file holds; `InputError` where that is no such search's.
+        With `resume`, goes on with what the file holds; `InputError` where that is no such search's. Where the file cannot
+        be written, as on a full disk, the search goes on and `lost` is told, once.
         """
         if path.exists() and not resume:
             raise InputError(f"{path}: expected no file, or --resume to go on with it, got one that is there")
@@ -46,6 +54,9 @@ class Journal:
         self._places = [0]
         self._ended = False
         self._written = time.monotonic()
+        self._lost, self._told = lost, False
+        self.error: NotWritten | None = None
+        """Why the file does not hold what it should, if it does not."""
 
     def call(self, function: Callable[[], T], like: T, stopped: Callable[[], object]) -> T:
         """What `function()` gives, from the journal where it was called before.
@@ -75,9 +86,16 @@ class Journal:
         return result
 
     def write(self) -> None:
-        """The file as it should be now, from the first of several processes."""
+        """The file as it should be now, from the first of several processes; what was there stays where that fails."""
+        self.error = None
         if mesh.is_first():
-            atomic_write(self.path, lambda path: write_checkpoint(path, self.levels, self.identity))
+            try:
+                atomic_write(self.path, lambda path: write_checkpoint(path, self.levels, self.identity))
+            except NotWritten as error:
+                self.error = error
+                if not self._told:
+                    self._lost(error)
+                self._told = True
         self._written = time.monotonic()
 
     def _restored(self, leaves: list[np.ndarray], like: T) -> T:

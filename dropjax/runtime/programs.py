@@ -22,6 +22,8 @@ import numpy as np
 from jax import export
 from jax.core import Tracer
 
+from dropjax.runtime.settings import own_settings
+
 R = TypeVar("R")
 
 PACKAGE = Path(__file__).parents[1]
@@ -80,8 +82,9 @@ class Program(Generic[R]):
         return compiled(*leaves)
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles for arguments of these shapes, which may be `jax.ShapeDtypeStruct`s."""
-        self._for(args, kwargs)
+        """Compiles for arguments of these shapes, which may be `jax.ShapeDtypeStruct`s; in any thread."""
+        with own_settings():
+            self._for(args, kwargs)
 
     def _for(self, args: tuple, kwargs: dict) -> tuple[Callable[..., R], list]:
         """The compiled program, of the arguments' leaves; and these."""

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
@@ -28,12 +29,16 @@ from dropjax.runtime import mesh
 from dropjax.runtime.compile_clock import CompileClock
 from dropjax.runtime.device import PRECISION, describe, workers
 from dropjax.runtime.journal import Journal
+from dropjax.runtime.settings import own_settings
 from dropjax.search import doubt, verify
 from dropjax.search.problem import Problem
 from dropjax.search.run import Run, Searched
 from dropjax.search.stages import SEED_ROWS, separating
 from dropjax.search.strategies import Begin, Strategy, auto, paper
 from dropjax.search.verdict import finished, judged
+
+POLL = 0.2
+"""Seconds that several puzzles' solves are waited for before it is looked whether another can be begun."""
 
 
 def prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> None:
@@ -57,6 +62,7 @@ def prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> Non
     pool.submit(verify.first_order_changes.prepare, stack, nowhere, next(shapes(verify.SCREENED_ROWS)), options.memory)
 
 
+@own_settings()
 def solve(
     puzzle: Puzzle,
     options: Options | None = None,
@@ -146,24 +152,69 @@ def solve_many(puzzles: Iterable[Puzzle], options: Options | None = None, **chan
     """`solve` for each puzzle, in the order given; programs are compiled once per shape.
 
     A CPU runs as many puzzles at once as it has cores: one small puzzle's products do not keep it busy. Raises as `solve`,
-    where the puzzle's turn has come.
+    where the puzzle's turn has come. Whoever leaves the iterator stops the solves that are under way.
     """
-    options = _changed(options, changes)
-    with ThreadPoolExecutor(workers()) as pool:
-        under_way: deque[Future[Solution]] = deque()
-        seen: set[tuple] = set()
-        for puzzle in puzzles:
-            shape = (puzzle.w_in.shape, puzzle.w_last.shape, puzzle.x.shape)
-            future = pool.submit(solve, puzzle, options)
-            if shape not in seen:
-                # The first of its shape compiles; those behind it would do so again if they did not wait.
-                seen.add(shape)
-                future.result()
-            under_way.append(future)
-            while len(under_way) > 2 * workers() or (under_way and under_way[0].done()):
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+    turn, ready = 0, {}
+    for number, found in as_solved((partial(_given, puzzle) for puzzle in puzzles), _changed(options, changes)):
+        ready[number] = found
+        while turn in ready:
+            if isinstance(found := ready.pop(turn), Exception):
+                raise found
+            yield found
+            turn += 1
+
+
+def as_solved(
+    puzzles: Iterable[Callable[[], Puzzle]], options: Options, interrupted: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[int, Solution | Exception]]:
+    """`solve` for each puzzle that the calls give: its place in what was given, and the solution, as soon as there is one.
+
+    Where a puzzle cannot be had or solved, what was raised stands for the solution, and the others go on. Once `interrupted`
+    says so, the solves under way end with the best so far, and no other is begun.
+    """
+    waiting, more = enumerate(puzzles), True
+    under_way: dict[Future[Solution], int] = {}
+    seen: set[tuple] = set()
+    first: Future | None = None  # of its shape: those behind it wait, or they would compile the same once more
+    left = threading.Event()
+    stopped = lambda: left.is_set() or interrupted()  # noqa: E731
+
+    def begun(puzzle: Puzzle) -> Solution:
+        if stopped():
+            raise CancelledError
+        return solve(puzzle, options, interrupted=stopped)
+
+    pool = ThreadPoolExecutor(workers())
+    try:
+        while more or under_way:
+            while more and len(under_way) < 2 * workers() and (first is None or first.done()):
+                item = None if interrupted() else next(waiting, None)
+                if item is None:
+                    more = False
+                    break
+                number, get = item
+                try:
+                    puzzle = get()
+                except Exception as error:
+                    yield number, error
+                    continue
+                future = pool.submit(begun, puzzle)
+                under_way[future] = number
+                shape = (puzzle.w_in.shape, puzzle.w_last.shape, puzzle.x.shape)
+                if shape not in seen:
+                    seen.add(shape)
+                    first = future
+            for future in wait(under_way, POLL, FIRST_COMPLETED).done:
+                number, error = under_way.pop(future), future.exception()
+                if not isinstance(error, CancelledError):
+                    yield number, error if isinstance(error, Exception) else future.result()
+    finally:
+        left.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _given(puzzle: Puzzle) -> Puzzle:
+    return puzzle
 
 
 def _changed(options: Options | None, changes: dict) -> Options:

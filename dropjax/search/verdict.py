@@ -47,7 +47,9 @@ def judged(run: Run, puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"]) -> Ver
         near = (
             verify.Near.none()
             if not outcome.solved
-            else verify.near_moves(stack, arrangement, x, pred, table.x, passed, noise.float32, not full, memory)
+            else verify.near_moves(
+                stack, arrangement, x, pred, table.x, passed, noise.float32, not full, memory, run.interrupted
+            )
         )
         if near.better is None:
             break
@@ -59,5 +61,5 @@ def judged(run: Run, puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"]) -> Ver
         verify.judge(passed.mse, puzzle.pred, noise, ties=bool(ties)),
         noise,
         ties,
-        verify.float64_errors(stack, arrangement, *table) if full else None,
+        verify.float64_errors(stack, arrangement, *table, run.interrupted) if full else None,
     )

@@ -1,6 +1,7 @@
 """The last word on an answer: every row of the table, float32's noise, and the answers it cannot be told from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -194,6 +195,10 @@ class Near(NamedTuple):
         return cls(np.zeros((0, 3), np.int32), None)
 
 
+class _Stopped(Exception):
+    """What would have taken long was not waited for."""
+
+
 def near_moves(
     stack: Stack,
     arrangement: Int[np.ndarray, "L 2"],
@@ -204,10 +209,12 @@ def near_moves(
     noise: float,
     screen: bool = True,
     memory: int = MEMORY,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Near:
     """Swaps of neighbours and pair swaps that the answer can hardly be told from, evaluated on all rows.
 
-    With `screen`, only moves whose change on few rows comes near the noise are.
+    With `screen`, only moves whose change on few rows comes near the noise are. Without, that takes long: once `stopped`
+    says so, it is as with `screen` after all.
     """
     depth = stack.depth
     moves = np.concatenate([adjacent_swaps(depth), pairs_of_positions(depth, PAIR_SWAP)])
@@ -216,19 +223,32 @@ def near_moves(
         padded = np.concatenate([moves, nothing(depth, -len(moves) % PADDED)])
         return np.sqrt(score_moves(stack, arrangement, padded, x, target, memory=memory)[: len(moves)].astype(np.float64))
 
-    if screen:
-        few = host_x[:SCREENED_ROWS]
-        moves = moves[np.asarray(first_order_changes(stack, arrangement, few, memory)) <= NEAR * noise]
-        if len(moves) > PADDED:
-            changes = rms(moves, *mesh.put((few, mesh.fetch(passed.outputs)[:SCREENED_ROWS])))
-            moves = moves[changes <= max(NEARER * noise, 2 * np.sqrt(passed.mse))]
-    if len(moves) == 0:
-        return Near.none()
-    tied = rms(moves, x, passed.outputs) <= ALIKE * noise
-    mse = np.where(tied, np.inf, rms(moves, x, pred) ** 2)
-    best = int(np.argmin(mse))
-    fall = passed.mse - mse[best]
-    return Near(moves[tied], np.asarray(moved(mesh.put(arrangement), moves[best])) if fall > noise**2 else None)
+    def looked_at(moves: Int[np.ndarray, "K 3"], rms: Callable[..., Float[np.ndarray, " K"]]) -> Near:
+        if len(moves) == 0:
+            return Near.none()
+        tied = rms(moves, x, passed.outputs) <= ALIKE * noise
+        mse = np.where(tied, np.inf, rms(moves, x, pred) ** 2)
+        best = int(np.argmin(mse))
+        fall = passed.mse - mse[best]
+        return Near(moves[tied], np.asarray(moved(mesh.put(arrangement), moves[best])) if fall > noise**2 else None)
+
+    def in_parts(moves: Int[np.ndarray, "K 3"], *rows: Float[Array, "N _"]) -> Float[np.ndarray, " K"]:
+        found = []
+        for start in range(0, len(moves), PADDED):
+            if mesh.agreed(int(stopped())):
+                raise _Stopped
+            found.append(rms(moves[start : start + PADDED], *rows))
+        return np.concatenate(found)
+
+    if not screen:
+        with suppress(_Stopped):
+            return looked_at(moves, in_parts)
+    few = host_x[:SCREENED_ROWS]
+    moves = moves[np.asarray(first_order_changes(stack, arrangement, few, memory)) <= NEAR * noise]
+    if len(moves) > PADDED:
+        changes = rms(moves, *mesh.put((few, mesh.fetch(passed.outputs)[:SCREENED_ROWS])))
+        moves = moves[changes <= max(NEARER * noise, 2 * np.sqrt(passed.mse))]
+    return looked_at(moves, rms)
 
 
 def tied_pieces(puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"], ties: Int[np.ndarray, "K 3"]) -> list[list[int]]:
@@ -253,10 +273,18 @@ def duplicate_pieces(puzzle: Puzzle) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def float64_errors(stack: Stack, arrangement, x, pred) -> Mapping[str, float]:
-    """MSE and largest absolute error of the float64 replay over all rows."""
-    error = replay(arranged_on_host(stack, arrangement), np.asarray(x)) - np.asarray(pred)
-    return {"mse": float(np.mean(error**2)), "max_abs_error": float(np.max(np.abs(error)))}
+def float64_errors(
+    stack: Stack, arrangement, x, pred, stopped: Callable[[], bool] = lambda: False
+) -> Mapping[str, float] | None:
+    """MSE and largest absolute error of the float64 replay over all rows; None once `stopped` says so."""
+    ordered, x, pred = arranged_on_host(stack, arrangement), np.asarray(x), np.asarray(pred)
+    squares = largest = 0.0
+    for start in range(0, len(x), PASS_ROWS):
+        if mesh.agreed(int(stopped())):
+            return None
+        error = np.abs(replay(ordered, x[start : start + PASS_ROWS]) - pred[start : start + PASS_ROWS])
+        squares, largest = squares + float(np.sum(error**2)), max(largest, float(np.max(error)))
+    return {"mse": squares / pred.size, "max_abs_error": largest}
 
 
 def tie_groups(puzzle: Puzzle, arrangement, moves: Int[np.ndarray, "K 3"]) -> Sequence[Sequence[int]]:

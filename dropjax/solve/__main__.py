@@ -3,6 +3,7 @@
 import argparse
 import time
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,10 +18,10 @@ from dropjax.io.loading import example, load
 from dropjax.io.results import write_json, write_result
 from dropjax.ordering import bradley_terry, seeding
 from dropjax.pairing.signals import CHOICES
-from dropjax.runtime import device, mesh
+from dropjax.runtime import cluster, device, mesh
 from dropjax.runtime.journal import Journal
-from dropjax.runtime.writing import ensure_writable
-from dropjax.search.solving import identity, solve, solve_many
+from dropjax.runtime.writing import Results, ensure_writable, is_standard_output
+from dropjax.search.solving import as_solved, identity, solve
 
 SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -75,7 +76,11 @@ def positive(kind: type[int] | type[float]):
 def parser() -> console.Parser:
     """The command line's arguments; each search option carries the name of its field in `pipeline.Options`."""
     defaults = Options()
-    p = console.Parser(prog="python -m dropjax.solve", description=__doc__.split(": ", 1)[1].capitalize() if __doc__ else "")
+    p = console.Parser(
+        prog="python -m dropjax.solve",
+        description=__doc__.split(": ", 1)[1].capitalize() if __doc__ else "",
+        done="0 all solved; 1 not solved, or not with the expected hash: the best so far is written, and said to be that",
+    )
     p.add_argument(
         "puzzles",
         nargs="*",
@@ -133,7 +138,9 @@ def parser() -> console.Parser:
     result.add_argument(
         "--out", type=Path, metavar="DIR", help="permutation.txt, solution.json, model.safetensors, index.html"
     )
-    result.add_argument("--json", type=Path, metavar="FILE", help="solution.json alone")
+    result.add_argument(
+        "--json", type=Path, metavar="FILE", help="solution.json alone; - prints it, and nothing else, on standard output"
+    )
     result.add_argument("--quiet", action="store_true", help="print the permutation alone")
     return p
 
@@ -177,6 +184,7 @@ def verdict(solution: Solution, expected_sha256: str | None) -> list[str]:
 
 def solve_one(args: argparse.Namespace, given: dict, start: float) -> int:
     """Solves one puzzle, telling all about it."""
+    results = Results()
     with console.interruptions() as interrupted:
         roles = given.pop("roles")
         if args.puzzles:
@@ -186,48 +194,68 @@ def solve_one(args: argparse.Namespace, given: dict, start: float) -> int:
         loaded = time.perf_counter()
         options, journal = Options(**given), None
         if args.checkpoint is not None:
-            journal = Journal(args.checkpoint, identity(puzzle, options), args.resume)
-        quiet = args.quiet or not mesh.is_first()
+            journal = Journal(args.checkpoint, identity(puzzle, options), args.resume, lost=console.goes_on)
+        alone = is_standard_output(args.json)
+        quiet = args.quiet or alone or not mesh.is_first()
         if not quiet:
             print(describe_puzzle(puzzle, name), flush=True)
         progress = console.progress(quiet)
         solution = solve(puzzle, options, progress=progress, interrupted=interrupted, journal=journal)
         seconds = {"load": loaded - start, **solution.seconds, "total": time.perf_counter() - start}
         solution = replace(solution, seconds=seconds)
-        if args.out is not None and mesh.is_first():
-            write_result(args.out, solution, args.expect_sha256)
-        if args.json is not None and mesh.is_first():
-            write_json(args.json, solution, args.expect_sha256)
-    if mesh.is_first():
-        print(solution.permutation_text if args.quiet else "\n".join(verdict(solution, args.expect_sha256)))
-    matches = args.expect_sha256 in (None, solution.sha256)
-    return console.SOLVED if solution.solved and matches else console.NOT_SOLVED
+        if mesh.is_first():
+            if args.out is not None:
+                results.attempt(args.out, lambda: write_result(args.out, solution, args.expect_sha256))
+            if not alone:
+                text = solution.permutation_text if args.quiet else "\n".join(verdict(solution, args.expect_sha256))
+                if args.verify == "full" and solution.replay is None and not args.quiet:
+                    print("the verification in full was interrupted: what follows is as --verify fast has it")
+                print(text, flush=True)
+            if args.json is not None:
+                results.attempt(args.json, lambda: write_json(args.json, solution, args.expect_sha256))
+    solved = solution.solved and args.expect_sha256 in (None, solution.sha256)
+    if not solved and journal is not None and journal.error is not None:
+        return console.NOT_WRITTEN  # as was said
+    return console.with_results(console.SOLVED if solved else console.NOT_SOLVED, results)
 
 
 def solve_several(args: argparse.Namespace, given: dict, start: float) -> int:
-    """Solves puzzles in one process, a line each."""
-    roles, solved = given.pop("roles"), 0
-    solutions = solve_many((load(path, roles) for path in args.puzzles), **given)
-    for path, solution in zip(args.puzzles, solutions, strict=True):
-        solved += solution.solved
-        if args.out is not None:
-            write_result(args.out / path.stem, solution)
-        result = solution.permutation_text if args.quiet else f"{solution.outcome.value}, MSE {solution.mse:.3g}"
-        print(f"{path}: {result}", flush=True)
-    seconds = time.perf_counter() - start
+    """Solves puzzles in one process, a line for each when it has ended."""
+    roles, results, failed, ended, solved = given.pop("roles"), Results(), [], 0, 0
+    with console.interruptions() as interrupted:
+        puzzles = (partial(load, path, roles) for path in args.puzzles)
+        for number, found in as_solved(puzzles, Options(**given), interrupted):
+            path, ended = args.puzzles[number], ended + 1
+            if isinstance(found, Exception):
+                failed.append(console.told(found, f"{path}: an unforeseen error"))
+                continue
+            solved += found.solved
+            text = f"{found.outcome.value}, MSE {found.mse:.3g}"
+            if args.verify == "full" and found.replay is None:
+                text += ", not verified in full (interrupted)"
+            if args.out is not None:
+                folder = args.out / path.stem
+                results.attempt(folder, partial(write_result, folder, found))
+                if folder in results.lost:
+                    text += f", permutation: {found.permutation_text}"
+            print(f"{path}: {found.permutation_text if args.quiet else text}", flush=True)
+    seconds, count = time.perf_counter() - start, len(args.puzzles)
     if not args.quiet:
-        print(f"{solved} of {len(args.puzzles)} solved in {seconds:.2f} s, {len(args.puzzles) / seconds:.2f} a second")
-    return console.SOLVED if solved == len(args.puzzles) else console.NOT_SOLVED
+        print(f"{solved} of {count} solved in {seconds:.2f} s, {ended / seconds:.2f} a second")
+        if ended < count:
+            print(f"{count - ended} not begun (interrupted)")
+    status = max(failed, default=console.SOLVED if solved == count else console.NOT_SOLVED)
+    return console.with_results(status, results)
 
 
 def join(p: console.Parser, args: argparse.Namespace) -> None:
     """Joins the other processes, and sets the mesh where there are several devices."""
-    cluster = args.coordinator, args.num_processes, args.process_id
-    if args.coordinator is None and cluster != (None, None, None):
+    cluster_of = args.coordinator, args.num_processes, args.process_id
+    if args.coordinator is None and cluster_of != (None, None, None):
         p.error("--num-processes and --process-id go with --coordinator, got none")
     try:
         if args.coordinator is not None:
-            jax.distributed.initialize(*(cluster if args.coordinator != "auto" else ()))
+            cluster.join(*cluster_of, console.FAULT)
     except (ValueError, RuntimeError) as error:
         p.error(f"--coordinator: {error}")
     device.ensure_usable()
@@ -240,7 +268,7 @@ def join(p: console.Parser, args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0 where all is solved, 1 where it is not, 2 for bad input."""
+    """Exit status 0 where all is solved, 1 where it is not; the others are the console's."""
     start = time.perf_counter()
     p = parser()
     args = p.parse_args(argv)
@@ -252,10 +280,23 @@ def main(argv: list[str] | None = None) -> int:
             p.error("--out: expected PUZZLEs of different names, got the same name twice")
     if args.resume and args.checkpoint is None:
         p.error("--resume goes with --checkpoint FILE, got none")
+    if is_standard_output(args.checkpoint):
+        p.error("--checkpoint: expected a file, got standard output")
     for path, folder in ((args.out, True), (args.json, False), (args.checkpoint, False)):
         if path is not None:
             ensure_writable(path, folder=folder)
-    device.configure(args.platform, cache=not args.no_cache)
+    device.configure(args.platform, cache=not args.no_cache, alone=args.coordinator is None)
+    if args.coordinator is None:
+        return run(p, args, start)
+    together = "this process or another has failed; with --checkpoint, --resume goes on from there"
+    status = console.status_of(lambda: run(p, args, start), together)
+    if status not in (console.SOLVED, console.NOT_SOLVED, console.NOT_WRITTEN):
+        cluster.leave(status)
+    return status
+
+
+def run(p: console.Parser, args: argparse.Namespace, start: float) -> int:
+    """Solves what the arguments name."""
     join(p, args)
     given = {f.name: getattr(args, f.name) for f in fields(Options)}
     if args.initial_order is not None:

@@ -29,7 +29,7 @@ from dropjax.io.loading import load
 from dropjax.make import planted, training
 from dropjax.reporting import analysis
 from dropjax.runtime import device
-from dropjax.runtime.writing import atomic_write, ensure_writable
+from dropjax.runtime.writing import Results, ensure_writable, is_standard_output
 
 SIGNAL_ROWS = 2000
 """Rows that delta-norm is measured on while a training is followed."""
@@ -88,7 +88,7 @@ def targets(out: Path, answer: Path | None, seeds: Sequence[int]) -> list[tuple[
         name = out.name.removesuffix(end) + mark
         puzzle, text = out.with_name(name + end), out.with_name(f"{name}-ANSWER.txt")
         if answer is not None:
-            text = answer.with_name(f"{answer.stem}{mark}{answer.suffix}")
+            text = answer if is_standard_output(answer) else answer.with_name(f"{answer.stem}{mark}{answer.suffix}")
         ensure_writable(puzzle, folder=not end)
         ensure_writable(text)
         if puzzle.is_dir() and any(puzzle.iterdir()):
@@ -122,7 +122,9 @@ def watched(epochs: Iterable[training.Epoch], total: int, quiet: bool) -> Iterat
             yield epoch
 
 
-def followed(epochs: Iterable[training.Epoch], x: ArrayLike, seeds: Sequence[int], path: Path) -> Iterator[training.Epoch]:
+def followed(
+    epochs: Iterable[training.Epoch], x: ArrayLike, seeds: Sequence[int], path: Path, results: Results
+) -> Iterator[training.Epoch]:
     """The epochs as they come; after each, the file holds every stack's `analysis.signals` so far, on the first rows."""
     few, rows = jnp.asarray(x)[:SIGNAL_ROWS], []
     for epoch in epochs:
@@ -131,20 +133,20 @@ def followed(epochs: Iterable[training.Epoch], x: ArrayLike, seeds: Sequence[int
             record = {"seed": seed, "epoch": epoch.number, "loss": float(epoch.loss[i]), **analysis.signals(stack, few)}
             rows.append(plain(record))
         text = json.dumps({"rows": rows}, indent=1) + "\n"
-        atomic_write(path, lambda path, text=text: path.write_text(text))
+        results.write(path, text)
         yield epoch
 
 
-def write(puzzle: Puzzle, answer: Sequence[int], out: Path, answer_path: Path) -> str:
+def write(puzzle: Puzzle, answer: Sequence[int], out: Path, answer_path: Path, results: Results) -> str:
     """Writes both, and roles.json for --roles where shapes cannot tell; the answer's SHA-256."""
     if out.suffix == ".safetensors":
-        write_converted(puzzle, out)
+        results.attempt(out, lambda: write_converted(puzzle, out))
     else:
-        write_folder(puzzle, out)
-        if puzzle.roles:
-            atomic_write(out / "roles.json", lambda path: path.write_text(json.dumps(puzzle.roles)))
+        results.attempt(out, lambda: write_folder(puzzle, out))
+        if puzzle.roles and out not in results.lost:
+            results.write(out / "roles.json", json.dumps(puzzle.roles))
     text = ",".join(map(str, answer))
-    atomic_write(answer_path, lambda path: path.write_text(text))
+    results.write(answer_path, text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -166,8 +168,8 @@ def difficulty(of: planted.Difficulty) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains, drops and writes; the exit status is 0, or 2 for bad input."""
-    p = parser()
+    """Trains, drops and writes; the exit status is 0, or one of the console's others."""
+    p, results = parser(), Results()
     args = p.parse_args(argv)
     if args.example:
         p.set_defaults(**training.EXAMPLE_RECIPE)
@@ -195,19 +197,19 @@ def main(argv: list[str] | None = None) -> int:
     else:
         epochs = watched(training.epochs(recipe, x, true, args.seed), recipe.epochs, args.quiet)
         if args.curves is not None:
-            epochs = followed(epochs, x, args.seed, args.curves)
+            epochs = followed(epochs, x, args.seed, args.curves, results)
         (last,) = deque(epochs, maxlen=1)
         stacks = [last.stack(i) for i in range(len(args.seed))]
     x, true = x[: args.keep_rows], None if args.planted else true[: args.keep_rows]
     for stack, seed, (out, answer_path) in zip(stacks, args.seed, paths, strict=True):
         puzzle, answer = training.drop(stack, x, true, seed)
-        digest = write(puzzle, answer, out, answer_path)
+        digest = write(puzzle, answer, out, answer_path, results)
         if not args.quiet:
             print(
                 f"{out}: {puzzle.depth} blocks, {len(x):,} rows; {learned(puzzle) or difficulty(planted.measure(stack, x))}"
             )
             print(f"{answer_path}: the answer, SHA-256 {digest}")
-    return 0
+    return console.with_results(console.SOLVED, results)
 
 
 if __name__ == "__main__":

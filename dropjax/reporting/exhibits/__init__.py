@@ -29,8 +29,14 @@ PARTS: Mapping[str, Callable[[Report, Solved, Solution], None]] = {
 }
 
 
-def measure(puzzle: Puzzle, solution: Solution, fresh: training.Recipe | None, step: Step) -> Report:
-    """Every number and figure, for the order that `solution` found."""
+def measure(
+    puzzle: Puzzle,
+    solution: Solution,
+    fresh: training.Recipe | None,
+    step: Step,
+    so_far: Callable[[Report], object] = lambda report: None,
+) -> Report:
+    """Every number and figure, for the order that `solution` found; `so_far` is given the report after each of its parts."""
     arrangement = puzzle.arrangement(solution.permutation)
     stack = puzzle.stack(solution.stack.activation)
     problem = Problem.of(stack, puzzle.x, puzzle.pred)
@@ -41,8 +47,10 @@ def measure(puzzle: Puzzle, solution: Solution, fresh: training.Recipe | None, s
     for name, part in PARTS.items():
         step(name)
         part(report, solved, solution)
+        report.numbers = plain(report.numbers)
+        so_far(report)
     if fresh is not None:
         step("training a stack afresh")
         show_fresh(report, solved, fresh)
-    report.numbers = plain(report.numbers)
+        report.numbers = plain(report.numbers)
     return report
