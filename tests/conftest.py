@@ -1,11 +1,22 @@
-"""Fixtures that several test modules share."""
+"""What holds for every test: shapes are checked, warnings are errors, compiled programs are shared; and shared fixtures."""
 
 import os
 from pathlib import Path
 
+import jax
+import jaxtyping
+import numpy as np
 import pytest
+from hypothesis import settings
 
-from dropjax.core.puzzle import Puzzle
+# Where a kernel is typed with JAX's arrays, NumPy's will do, and its scalars.
+jaxtyping.Array = jax.Array | np.ndarray | np.generic
+jaxtyping.install_import_hook("dropjax", "beartype.beartype")
+
+settings.register_profile("same every time", derandomize=True, deadline=None)
+settings.load_profile("same every time")
+
+from dropjax.core.puzzle import Puzzle  # noqa: E402  the hook comes first
 
 
 @pytest.fixture(scope="session")

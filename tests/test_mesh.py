@@ -19,7 +19,7 @@ EVERY_WAY = """
 import json, sys
 import jax
 import dropjax
-from dropjax import mesh
+from dropjax.runtime import mesh
 paths, answers = sys.argv[1:], []
 for sizes in (None, {"rows": 4, "orders": 2}, {"rows": 1, "orders": 8}):
     with jax.set_mesh(mesh.make(sizes)):

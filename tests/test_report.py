@@ -186,7 +186,7 @@ def test_bad_input_is_one_line(tmp_path):
 
 
 def test_importing_dropjax_leaves_matplotlib_alone():
-    code = "import sys, dropjax, dropjax.page, dropjax.report; print('matplotlib' in sys.modules)"
+    code = "import sys, dropjax, dropjax.io.page, dropjax.report.__main__; print('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 

@@ -1,13 +1,14 @@
 """What a search is handed by whoever started it: who is told what goes on, and who keeps what it found."""
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from dropjax.core.solution import Stage
 
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Keep(Protocol):
     """What a search makes its calls with."""
 
