@@ -1,22 +1,29 @@
-"""What holds for every test: shapes are checked, warnings are errors, compiled programs are shared; and shared fixtures."""
+"""What holds for every test: shapes are checked, draws repeat, compiled programs are shared; and fixtures for many tests."""
 
 import os
 from pathlib import Path
 
-import jax
-import jaxtyping
-import numpy as np
+import contracts
 import pytest
 from hypothesis import settings
 
-# Where a kernel is typed with JAX's arrays, NumPy's will do, and its scalars.
-jaxtyping.Array = jax.Array | np.ndarray | np.generic
-jaxtyping.install_import_hook("dropjax", "beartype.beartype")
+# Compiling is most of what tests do, and so XLA tries less; whoever sets these flags, to nothing as well, has his own.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
+)
+contracts.install()
 
-settings.register_profile("same every time", derandomize=True, deadline=None)
-settings.load_profile("same every time")
+from dropjax.core.puzzle import Puzzle  # noqa: E402  so that it is checked
 
-from dropjax.core.puzzle import Puzzle  # noqa: E402  the hook comes first
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One folder of compiled programs for all the processes that tests start, and none of the user's."""
+    os.environ["DROPJAX_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture(scope="session")

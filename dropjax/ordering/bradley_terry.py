@@ -142,7 +142,9 @@ Solver = tuple[Float[Array, " n"], Callable[[State], State]]
 
 
 @partial(jax.jit, static_argnames="solver")
-def _run(log_wins: Float[Array, "n n"], tolerance: float, limit: int, solver: str) -> tuple[State, Float[Array, ""]]:
+def _run(
+    log_wins: Float[Array, "n n"], tolerance: float | Float[Array, ""], limit: int | Int[Array, ""], solver: str
+) -> tuple[State, Float[Array, ""]]:
     """The last state and the residual it leaves. NaN ends the loop like any change that is not ≥ `tolerance`."""
     start, step = {"mm": _mm, "newton": _newton}[solver](log_wins)
     end = lax.while_loop(
