@@ -1,9 +1,11 @@
 """What holds for every test: shapes are checked, draws repeat, compiled programs are shared; and fixtures for many tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import contracts
+import jaxtyping
 import pytest
 from hypothesis import settings
 
@@ -24,6 +26,14 @@ settings.load_profile("repeatable")
 def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One folder of compiled programs for all the processes that tests start, and none of the user's."""
     os.environ["DROPJAX_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Types are not checked: for tests of what a function itself says to arguments of other types."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -196,11 +196,13 @@ def test_one_item_alone(solver):
 
 
 @pytest.mark.parametrize("log_wins", [np.zeros((2, 3)), np.zeros((0, 0)), np.full((2, 2), np.nan), np.full((2, 2), np.inf)])
+@pytest.mark.usefixtures("unchecked")
 def test_bad_wins_are_refused(log_wins):
     with pytest.raises(ValueError, match="log_wins"):
         fit(log_wins)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_solver_is_refused():
     with pytest.raises(ValueError, match="solver"):
         fit(np.zeros((2, 2)), "bfgs")  # pyright: ignore[reportArgumentType]
