@@ -71,7 +71,9 @@ def alternatives(node: ast.AST) -> Iterator[tuple[str, Any]]:
             yield "operand", ast.UnaryOp(ast.Not(), operand)
         case ast.UnaryOp(op=ast.USub()):
             yield "op", ast.UAdd()
-        case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test) if not isinstance(test, ast.Compare | ast.UnaryOp):
+        case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test) if not isinstance(
+            test, ast.Compare | ast.UnaryOp
+        ):
             yield "test", ast.UnaryOp(ast.Not(), test)
         case ast.Constant(value=bool(value)):
             yield "value", not value
@@ -172,7 +174,9 @@ def main() -> int:
     """Exit status 0, whatever survived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", metavar="MODULE", choices=[*TESTS, []], help=", ".join(TESTS))
-    parser.add_argument("--most", type=int, default=1_000_000, help="mutants of each module, drawn at random; all by default")
+    parser.add_argument(
+        "--most", type=int, default=1_000_000, help="mutants of each module, drawn at random; all by default"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds on top of ten times what the tests take")
     parser.add_argument("--json", type=Path, metavar="FILE")

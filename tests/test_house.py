@@ -1,6 +1,7 @@
 """The house itself: who imports whom, what kernels may touch, and how long a file or a function may be."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ LONG_FUNCTIONS = {
 """What is longer than that, and why; whoever shortens one takes it off."""
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     """Every file's syntax tree, by its path below the package."""
     return {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
@@ -62,7 +64,7 @@ def room(path: str) -> str:
 
 
 def graph() -> dict[str, set[str]]:
-    """For each file, the files of the package that it imports. A package's `__init__` counts only where it is meant itself."""
+    """For each file, the files of the package that it imports. A package's `__init__` is one of them only by itself."""
     trees = modules()
     edges = {}
     for path, tree in trees.items():
@@ -92,7 +94,8 @@ def test_no_import_goes_round_in_circles():
 @pytest.mark.parametrize("path", [path for path in modules() if room(path) in KERNELS and path not in WITH_FILES])
 def test_kernels_touch_no_files(path: str):
     below = imports(modules()[path])
-    assert not [name for name in below if name.startswith(("dropjax.io", "dropjax.reporting", "safetensors", "torch", "rich"))]
+    forbidden = ("dropjax.io", "dropjax.reporting", "safetensors", "torch", "rich")
+    assert not [name for name in below if name.startswith(forbidden)]
     calls = [node.func for node in ast.walk(modules()[path]) if isinstance(node, ast.Call)]
     assert not [call for call in calls if isinstance(call, ast.Name) and call.id in ("open", "print", "input")]
     touched = {"read_text", "write_text", "read_bytes", "write_bytes"}
@@ -100,7 +103,8 @@ def test_kernels_touch_no_files(path: str):
 
 
 def test_what_is_long_is_listed_with_its_reason():
-    files, functions = set(), set()
+    files: set[str] = set()
+    functions: set[str] = set()
     for path, tree in modules().items():
         if len((PACKAGE / path).read_text().splitlines()) > FILE_LINES:
             files.add(path)

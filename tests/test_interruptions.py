@@ -7,12 +7,14 @@ from pathlib import Path
 
 import interruptions
 import numpy as np
+import pytest
 from builders import random_puzzle
 
 from dropjax.io.converted import write_converted
 from dropjax.runtime import device
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_through_the_same_states(tmp_path: Path, monkeypatch):
     puzzle, _ = random_puzzle(np.random.default_rng(5), L=24, d=16, h=24, coupling=0, rows=600)
     hopeless = dataclasses.replace(puzzle, pred=np.random.default_rng(0).permutation(puzzle.pred))

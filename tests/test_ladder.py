@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -104,7 +105,7 @@ def test_outputs_follow_pred_where_they_correlate_by_six_times_what_chance_gives
     across -= across.mean() + along * np.mean(along * across)
     share = times / len(along) ** 0.5
     wanted = share * along + (1 - share**2) ** 0.5 * across / across.std()
-    climb.many = x, np.concatenate([pred[: ladder.ROWS], wanted[:, None].astype(np.float32)])
+    climb.many = x, jnp.concatenate([pred[: ladder.ROWS], wanted[:, None].astype(np.float32)])
     assert (climb.evidence_of_nothing(truth) is None) == follows
 
 

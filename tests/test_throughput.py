@@ -7,6 +7,7 @@ import throughput
 from dropjax.make.training import Recipe
 
 
+@pytest.mark.slow
 def test_every_way_solves_what_was_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(throughput, "RECIPE", Recipe(depth=3, hidden=8, rate=1e-2, epochs=2))
     monkeypatch.setattr(throughput, "WIDTH", 6)
