@@ -71,9 +71,10 @@ def alternatives(node: ast.AST) -> Iterator[tuple[str, Any]]:
             yield "operand", ast.UnaryOp(ast.Not(), operand)
         case ast.UnaryOp(op=ast.USub()):
             yield "op", ast.UAdd()
-        case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test) if not isinstance(
-            test, ast.Compare | ast.UnaryOp
-        ):
+        # A comparison or a `not` is changed itself.
+        case ast.If(test=ast.BoolOp() | ast.Name() | ast.Attribute() | ast.Call() as test):
+            yield "test", ast.UnaryOp(ast.Not(), test)
+        case ast.IfExp(test=ast.BoolOp() | ast.Name() | ast.Attribute() | ast.Call() as test):
             yield "test", ast.UnaryOp(ast.Not(), test)
         case ast.Constant(value=bool(value)):
             yield "value", not value

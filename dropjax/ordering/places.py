@@ -176,7 +176,7 @@ def linear_model(
         residuals = jnp.concatenate([jnp.einsum("and->nad", jnp.diff(at.states, axis=0)[:-1]), residuals], axis=1)
         increments = jnp.concatenate([jnp.einsum("anod->noad", -jnp.diff(at.adjoints, axis=0)[:-1]), increments], axis=2)
 
-        def windowed(band: Float[Array, "L+ reach"]) -> Float[Array, "block window"]:
+        def windowed(band: Float[Array, "filled reach"]) -> Float[Array, "block window"]:
             here = lax.dynamic_slice_in_dim(band, first, block)
             return jnp.where(inside, here[a[:, None], np.clip(apart - 1, 0, reach - 1)], 0)
 
