@@ -94,10 +94,15 @@ CHILD = """
 import json, sys
 import jax, numpy as np
 from measuring import median_seconds
-from dropjax import device, files, mesh, moves, verify
-from dropjax.stack import identity_arrangement
+from dropjax.core.stack import identity_arrangement
+from dropjax.io.loading import load
+from dropjax.moves.arrangements import SWAP, pairs_of_positions
+from dropjax.moves.exact import score_moves
+from dropjax.moves.first_order import score_first_order
+from dropjax.runtime import device, mesh
+from dropjax.search import verify
 device.configure(sys.argv[2])
-puzzle = files.load(sys.argv[1])
+puzzle = load(sys.argv[1])
 devices = mesh.make()
 if devices is not None:
     jax.set_mesh(devices)
@@ -105,13 +110,13 @@ stack, order = mesh.put((puzzle.stack(), identity_arrangement(puzzle.depth)))
 rows = int(sys.argv[3])
 x, pred = mesh.put_rows([np.tile(a, (-(-rows // len(a)), 1))[:rows] for a in (puzzle.x, puzzle.pred)])
 few = mesh.put_rows((puzzle.x[:2000], puzzle.pred[:2000]))
-swaps = moves.pairs_of_positions(puzzle.depth, moves.SWAP)
+swaps = pairs_of_positions(puzzle.depth, SWAP)
 together = device.scored_together(puzzle.depth)
 report = {
     "devices": len(jax.devices()),
     "one pass": median_seconds(lambda: verify.full_pass(stack, order, x, pred), 3),
-    "all swaps, exact": median_seconds(lambda: moves.score_moves(stack, order, swaps, *few, together), 3),
-    "all moves, first order": median_seconds(lambda: moves.score_first_order(stack, order, *few), 3),
+    "all swaps, exact": median_seconds(lambda: score_moves(stack, order, swaps, *few, together), 3),
+    "all moves, first order": median_seconds(lambda: score_first_order(stack, order, *few), 3),
 }
 with open(sys.argv[sys.argv.index("--json") + 1], "w") as file:
     json.dump(report, file)

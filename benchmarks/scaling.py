@@ -85,7 +85,7 @@ CHILD = """
 import json, resource, sys
 from pathlib import Path
 import dropjax
-from dropjax import device
+from dropjax.runtime import device
 device.configure()
 puzzle, limit = dropjax.load(sys.argv[1]), float(sys.argv[2])
 solution = dropjax.solve(puzzle, time_limit=limit)

@@ -1,11 +1,39 @@
-"""Fixtures that several test modules share."""
+"""What holds for every test: shapes are checked, draws repeat, compiled programs are shared; and fixtures for many tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import contracts
+import jaxtyping
 import pytest
+from hypothesis import settings
 
-from dropjax.core.puzzle import Puzzle
+# Compiling is most of what tests do, and so XLA tries less; whoever sets these flags, to nothing as well, has his own.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
+)
+contracts.install()
+
+from dropjax.core.puzzle import Puzzle  # noqa: E402  so that it is checked
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One folder of compiled programs for all the processes that tests start, and none of the user's."""
+    os.environ["DROPJAX_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Types are not checked: for tests of what a function itself says to arguments of other types."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -196,11 +196,13 @@ def test_one_item_alone(solver):
 
 
 @pytest.mark.parametrize("log_wins", [np.zeros((2, 3)), np.zeros((0, 0)), np.full((2, 2), np.nan), np.full((2, 2), np.inf)])
+@pytest.mark.usefixtures("unchecked")
 def test_bad_wins_are_refused(log_wins):
     with pytest.raises(ValueError, match="log_wins"):
         fit(log_wins)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_solver_is_refused():
     with pytest.raises(ValueError, match="solver"):
         fit(np.zeros((2, 2)), "bfgs")  # pyright: ignore[reportArgumentType]
@@ -254,9 +256,8 @@ def test_places_are_optional():
 
 
 def test_the_module_needs_neither_of_its_rivals():
-    code = (
-        "import sys, dropjax.bradley_terry; print(*{'choix', 'evalica', 'pandas', 'torch', 'matplotlib'} & set(sys.modules))"
-    )
+    rivals = "{'choix', 'evalica', 'pandas', 'torch', 'matplotlib'}"
+    code = f"import sys, dropjax.ordering.bradley_terry; print(*{rivals} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
 
 

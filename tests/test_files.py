@@ -24,7 +24,6 @@ from dropjax.core.errors import InputError
 from dropjax.core.puzzle import Puzzle
 from dropjax.core.solution import Outcome, Pairing, Solution, Stage
 from dropjax.core.stack import replay
-from dropjax.io import converted
 from dropjax.io.arguments import read_permutation, read_roles
 from dropjax.io.converted import write_converted
 from dropjax.io.folders import write_folder
@@ -316,7 +315,8 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path: Path, solution: Solut
 def test_a_converted_file_that_reads_back_otherwise_does_not_appear(
     tmp_path: Path, puzzle: Puzzle, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(converted, "save", lambda arrays, meta: save({name: 2 * a for name, a in arrays.items()}, meta))
+    doubled = lambda arrays, meta: save({name: 2 * a for name, a in arrays.items()}, meta)  # noqa: E731
+    monkeypatch.setattr("dropjax.io.converted.save", doubled)
     with pytest.raises(InputError, match="back than was written"):
         write_converted(puzzle, tmp_path / "file")
     assert everything(tmp_path) == set()

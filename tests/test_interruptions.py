@@ -28,6 +28,7 @@ from dropjax.search import verify
 from dropjax.search.problem import Problem
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_through_the_same_states(tmp_path: Path, monkeypatch):
     puzzle, _ = random_puzzle(np.random.default_rng(5), L=24, d=16, h=24, coupling=0, rows=600)
     hopeless = dataclasses.replace(puzzle, pred=np.random.default_rng(0).permutation(puzzle.pred))

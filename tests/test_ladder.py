@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -138,6 +139,20 @@ def test_what_shuffled_pred_teaches_does_not_carry_over():
     ground, _, start, _ = dropped(5, shuffled=True)
     found = climb(FromEach(ground, [start], ByFlips), ground.judged(start), ground.context)
     assert "688 rows" in (evidence_of_nothing(ground, found.arrangement) or "")
+
+
+@pytest.mark.parametrize(("times", "follows"), [(-9, False), (0.8, False), (4, False), (8, True)])
+def test_outputs_follow_pred_where_they_correlate_by_six_times_what_chance_gives(times, follows):
+    climb, truth, _, _ = dropped(5)
+    x, pred = climb.many
+    unseen, rng = np.asarray(pred, np.float64)[ladder.ROWS :, 0], np.random.default_rng(0)
+    along = (unseen - unseen.mean()) / unseen.std()
+    across = rng.normal(size=len(along))
+    across -= across.mean() + along * np.mean(along * across)
+    share = times / len(along) ** 0.5
+    wanted = share * along + (1 - share**2) ** 0.5 * across / across.std()
+    climb.many = x, jnp.concatenate([pred[: ladder.ROWS], wanted[:, None].astype(np.float32)])
+    assert (climb.evidence_of_nothing(truth) is None) == follows
 
 
 def test_a_stop_ends_every_rung_at_once():

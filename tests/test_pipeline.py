@@ -67,6 +67,7 @@ def test_the_activation_is_found_by_trying_each(method, activation):
     assert diary.begun[0] == "pairing"
 
 
+@pytest.mark.slow
 def test_what_no_activation_reproduces_is_the_best_of_all():
     puzzle, _ = planted(5, L=3)
     puzzle = dataclasses.replace(puzzle, pred=np.random.default_rng(0).normal(size=puzzle.pred.shape).astype(np.float32))
@@ -106,6 +107,7 @@ def test_all_starts_are_straightened_before_the_best_of_them_is_repaired(monkeyp
     assert diary.begun == ["pairing", "straightening", "straightening", "guided repair", "verify"]
 
 
+@pytest.mark.slow
 def test_with_a_time_limit_it_starts_again_until_the_time_is_up(monkeypatch):
     monkeypatch.setattr(strategies, "ATTEMPTS", 1)
     monkeypatch.setattr(strategies, "RANDOM_STARTS", 1)
@@ -310,11 +312,13 @@ class TestRealPuzzle:
         assert solution.sha256 == self.SHA256
         assert solution.outcome is Outcome.EXACT
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed_order", ["delta_norm", "w_out_norm"])
     def test_paper_without_bradley_terry(self, real_puzzle, seed_order):
         solution = dropjax.solve(real_puzzle, method="paper", seed_order=seed_order, rank="none", search_rows=600)
         assert solution.sha256 == self.SHA256
 
+    @pytest.mark.slow
     def test_bradley_terry_on_few_rows(self, real_puzzle):
         solution = dropjax.solve(real_puzzle, method="paper", search_rows=250, bt_solver="newton")
         ranked = next(stage for stage in solution.stages if stage.name == "bradley-terry")

@@ -20,6 +20,7 @@ def small(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_small_stack_is_trained_dropped_solved_and_kept(small, monkeypatch, capsys):
     arguments = ["recovery.py", str(small / "kept"), "--short", "--json", str(small / "report.json")]
     monkeypatch.setattr(sys, "argv", arguments)

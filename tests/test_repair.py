@@ -215,6 +215,7 @@ def test_scores_of_reduced_precision_propose_and_decide_nothing(monkeypatch):
     assert "precision = [HIGHEST, HIGHEST]" in lowered.as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_folder")
 def test_the_papers_table_3(real_puzzle):
     stack = real_puzzle.stack()

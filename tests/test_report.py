@@ -135,6 +135,7 @@ def test_the_page_in_a_browser(made, width, tmp_path):
     assert_fits(made / "out" / "index.html", width, shots / f"report-{width}.png")
 
 
+@pytest.mark.slow
 def test_the_real_puzzles_page(real_folder, tmp_path):
     """Its numbers are the paper's, and it fits a screen and a phone."""
     assert report([str(real_folder), str(tmp_path / "out"), "--train", "none", "--quiet"]) == 0

@@ -133,6 +133,7 @@ def test_a_time_limited_command_writes_what_the_schema_says(tmp_path: Path, cach
     assert None not in found["seconds"].values()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not say which cores a process may use")
 def test_one_and_two_threads_give_the_same_answer(tmp_path: Path, cache: Path):
     with resources.as_file(resources.files("dropjax") / "example.safetensors") as path:

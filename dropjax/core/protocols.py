@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from dropjax.core.options import MEMORY
 from dropjax.core.solution import Stage
@@ -21,6 +21,7 @@ class StopReason(StrEnum):
     NOTHING_TO_FIND = "no order reproduces pred"
 
 
+@runtime_checkable
 class Keep(Protocol):
     """What a search makes its calls with."""
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 from numpy.typing import NDArray
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -60,7 +60,7 @@ def product(a: Float[Array, "... n"], b: Float[Array, "m n"], precision: str = "
     return jnp.einsum("...n,mn->...m", a, b, precision=precision)
 
 
-def pick(a: Float[Array, "n ..."], k: Int[Array, ""]) -> Float[Array, "..."]:
+def pick(a: Shaped[Array, "n ..."], k: int | Int[Array, ""]) -> Shaped[Array, "..."]:
     """a[k] for 0 ≤ k < n: plain indexing would trace the handling of negative k each time."""
     return lax.dynamic_index_in_dim(a, k, keepdims=False, allow_negative_indices=False)
 

@@ -107,10 +107,8 @@ def unwrapped(data: Any) -> Any:
     return data
 
 
-def read_pth(
-    path: str | Path,
-) -> tuple[Float32[np.ndarray, "out in"], Float32[np.ndarray, " out"] | None, str | None]:
-    """The weight, the bias or None, and a note on what was cast or None, of one linear layer's state dict.
+def read_pth(path: str | Path) -> tuple[Float32[np.ndarray, "..."], Float32[np.ndarray, "..."] | None, str | None]:
+    """The weight, the bias or None, whatever their shapes, and a note on what was cast or None, of one layer's state dict.
 
     Nothing in the file is ever run. Raises `InputError`.
     """

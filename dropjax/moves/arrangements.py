@@ -9,7 +9,7 @@ SWAP, INSERTION, PAIR_SWAP = range(3)
 """Exchange the blocks at i and j; take the block at i out and put it in at j; exchange the output halves at i and j."""
 
 
-def adjacent_swaps(depth: int) -> Int[np.ndarray, "L-1 3"]:
+def adjacent_swaps(depth: int) -> Int[np.ndarray, "K 3"]:
     """The L−1 swaps of neighbours, from left to right."""
     i = np.arange(depth - 1, dtype=np.int32)
     return np.stack([np.full_like(i, SWAP), i, i + 1], axis=1)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 LIMITS = {"mm": 100_000, "newton": 1_000}
 """Iterations after which each solver gives up. Newton's method may take n steps where one win in e^n is all that holds
@@ -58,7 +58,7 @@ class Fit:
         return self.outcome is FitOutcome.CONVERGED
 
 
-def log_soft_wins(gaps: Float[np.ndarray, "n n"], temperature: float) -> Float[np.ndarray, "n n"]:
+def log_soft_wins(gaps: Real[np.ndarray, "n n"], temperature: float) -> Float[np.ndarray, "n n"]:
     """log w[i, j], the logarithm of the share of a win that i has over j (paper, Eq. 8); −inf on the diagonal.
 
     `gaps` is antisymmetric: gaps[i, j] > 0 speaks for i before j. Raises ValueError unless temperature > 0.
@@ -97,7 +97,7 @@ def fit(
     flaw = _flaw(log_wins)
     with jax.enable_x64(True), jax.default_device(_host()):
         # Without a maximum, or with one item alone, no iteration: the zeros it starts from and their residual.
-        end, residual = jax.device_get(_run(log_wins, tolerance, 0 if flaw or len(log_wins) == 1 else limit, solver))
+        end, residual = jax.device_get(_run(log_wins, float(tolerance), 0 if flaw or len(log_wins) == 1 else limit, solver))
     converged = len(log_wins) == 1 or end.change < tolerance
     outcome = flaw or (FitOutcome.CONVERGED if converged else FitOutcome.NOT_CONVERGED)
     return Fit(end.log_strengths, outcome, int(end.iterations), float(residual))
@@ -142,7 +142,9 @@ Solver = tuple[Float[Array, " n"], Callable[[State], State]]
 
 
 @partial(jax.jit, static_argnames="solver")
-def _run(log_wins: Float[Array, "n n"], tolerance: float, limit: int, solver: str) -> tuple[State, Float[Array, ""]]:
+def _run(
+    log_wins: Float[Array, "n n"], tolerance: float | Float[Array, ""], limit: int | Int[Array, ""], solver: str
+) -> tuple[State, Float[Array, ""]]:
     """The last state and the residual it leaves. NaN ends the loop like any change that is not ≥ `tolerance`."""
     start, step = {"mm": _mm, "newton": _newton}[solver](log_wins)
     end = lax.while_loop(

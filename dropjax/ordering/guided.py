@@ -206,7 +206,7 @@ def _apply_best(
     fall = jnp.where(proposals.fall >= cutoff * jnp.max(proposals.fall), jnp.maximum(proposals.fall, 0), 0)
     positions = jnp.arange(depth, dtype=jnp.int32)
 
-    def close(best: Float[Array, " L+1"], j: Int[Array, ""]):
+    def close(best: Float[Array, " positions"], j: Int[Array, ""]):
         """best[k] is the largest total fall within the positions before k; here those up to j are settled."""
         totals = jnp.where(positions < j, best[:-1] + fall[:, j], -jnp.inf)
         i = jnp.argmax(totals).astype(jnp.int32)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ SHUFFLES = 8
 """Shuffled copies that a portfolio is compared with."""
 
 
+@runtime_checkable
 class Halves(Protocol):
     """Input and output halves of L blocks, wherever they are kept."""
 

@@ -128,7 +128,9 @@ CHOICES = ("auto", *SIGNALS, *LEARNED)
 """What `pair` can be told to look at."""
 
 
-def discriminant(scores: Sequence[Float[np.ndarray, "L L"]], partner: Int[np.ndarray, " L"]) -> Float[np.ndarray, "L L"]:
+def discriminant(
+    scores: Sequence[Float[np.ndarray, "L L"]] | Float[np.ndarray, "K L L"], partner: Int[np.ndarray, " L"]
+) -> Float[np.ndarray, "L L"]:
     """The weighted sum of several signals' scores that tells the chosen pairs best from the others, and, learned again from
     its own matching until that stays, tells them best from then on.
 

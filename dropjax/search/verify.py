@@ -118,7 +118,10 @@ class Noise(NamedTuple):
 
 
 def float32_noise(
-    stack: Stack, arrangement: Int[np.ndarray, "L 2"], x: Float[np.ndarray, "N d"], outputs: Float[np.ndarray, "N o"]
+    stack: Stack,
+    arrangement: Int[np.ndarray, "L 2"],
+    x: Float[np.ndarray, "N d"],
+    outputs: Float[np.ndarray, "N o"] | Float[Array, "N o"],
 ) -> float:
     """RMS difference of the outputs from a float64 replay, on few rows (D16 in docs/method.md)."""
     again = replay(arranged_on_host(stack, arrangement), x[:SCREENED_ROWS])

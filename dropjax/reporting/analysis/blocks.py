@@ -79,7 +79,7 @@ def _mean_norm(rows: Float[Array, "N d"]) -> Float[Array, ""]:
     return jnp.mean(jnp.linalg.norm(rows, axis=1))
 
 
-def effective_rank(singular_values: Float[np.ndarray, "... d"]) -> Float[np.ndarray, " ..."]:
+def effective_rank(singular_values: Float[np.ndarray, "... d"]) -> Float[np.ndarray | np.float64, "..."]:
     """exp of the entropy of the singular values' shares (Roy and Vetterli 2007): d where all are equal, 1 where one is
     alone. The paper's Figure 9 does not say which effective rank it means.
     """

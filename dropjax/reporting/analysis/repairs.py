@@ -28,7 +28,7 @@ def sweep_back(
     states = trajectory(stack, arrangement, x).states
     weight = jnp.ones(len(x))
 
-    def step(back: int, at):
+    def step(back: Int[Array, ""], at):
         arrangement, kept, mse = at
         i = stack.depth - 2 - back
         candidate = moved(arrangement, jnp.stack([jnp.full_like(i, SWAP), i, i + 1]))

@@ -46,7 +46,7 @@ def pairing_histogram(score: Float[np.ndarray, "L L"], right: Bool[np.ndarray, "
     return figure
 
 
-def product_examples(right: Float[np.ndarray, "n d d"], wrong: Float[np.ndarray, "n d d"], narrow: bool = False) -> Figure:
+def product_examples(right: Float[np.ndarray, "n d d"], wrong: Float[np.ndarray, "m d d"], narrow: bool = False) -> Figure:
     """W_out·W_in of some right pairs above wrong ones, on one scale (paper, Fig. 4); `wrong` may be empty."""
     count, rows = len(right), 2 if len(wrong) else 1
     negative = int(np.sum(np.trace(right, axis1=1, axis2=2) < 0))

@@ -1,0 +1,202 @@
+"""Which changes of the code no test notices: mutants.py [MODULE …] [--most N] [--seed S] [--timeout SECONDS] [--json FILE].
+
+Each mutant is the package with one thing changed: a comparison, an operator, a constant, a condition, or a statement left
+out. The tests that `TESTS` names for its module run on a copy of the package; a mutant that they pass has survived. Those
+that nobody can observe are in `EQUIVALENT`, with the reason, and do not count.
+"""
+
+import argparse
+import ast
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+
+TESTS = {
+    "search/verify.py": "tests/test_verify.py",
+    "search/verdict.py": "tests/test_pipeline.py -k 'twin or exact_but or rounded or noise or planted_stack'",
+    "search/doubt.py": "tests/test_doubt.py",
+    "ordering/bubble.py": "tests/test_repair.py -k bubble",
+    "ordering/bradley_terry.py": "tests/test_bradley_terry.py -k 'not benchmark and not rivals'",
+    "moves/arrangements.py": "tests/test_moves.py -k 'not real and not first_order_scores'",
+    "moves/exact.py": "tests/test_moves.py -k 'not real and not first_order_scores'",
+    "moves/first_order.py": "tests/test_moves.py tests/test_regression.py -k 'not real and not straight'",
+    "runtime/mesh.py": "tests/test_mesh.py",
+}
+"""For each module, the tests that are about it."""
+
+NEVER_READ = "what is read of it was written over"
+EQUIVALENT: dict[tuple[str, str], str] = {
+    ("search/doubt.py", "before = np.full(len(one), -1)  →  before = np.full(len(one), +1)"): NEVER_READ,
+    ("search/doubt.py", "before = np.full(len(one), -1)  →  before = np.full(len(one), -2)"): NEVER_READ,
+    (
+        "search/doubt.py",
+        "before[k] = last_of[length - 1] if length else -1  →  before[k] = last_of[length - 1] if length else -2",
+    ): "any negative number ends the walk back",
+}
+"""Mutants that do what the code does, by module and change, and why."""
+
+OPERATORS: dict[type, type] = {
+    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
+    **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And},
+    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult},
+    **{ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Pow: ast.Mult, ast.MatMult: ast.Mult, ast.LShift: ast.RShift},
+}
+NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
+NAMES |= {"argmin": "argmax", "argmax": "argmin", "zeros": "ones", "ones": "zeros"}
+NOT_MUTATED = ("annotation", "returns", "decorator_list", "type_params", "args")
+"""Parts of a node that speak to readers and checkers, or are defaults, such as the memory that the caller is given."""
+
+
+class Mutant(NamedTuple):
+    """One change of one module."""
+
+    module: str
+    line: int
+    change: str
+    source: str
+
+
+def alternatives(node: ast.AST) -> Iterator[tuple[str, Any]]:
+    """Fields of the node and other values for them."""
+    match node:
+        case ast.Compare(ops=[op, *rest]) if type(op) in OPERATORS:
+            yield "ops", [OPERATORS[type(op)](), *rest]
+        case ast.BinOp(op=op) | ast.BoolOp(op=op) | ast.AugAssign(op=op) if type(op) in OPERATORS:
+            yield "op", OPERATORS[type(op)]()
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            yield "operand", ast.UnaryOp(ast.Not(), operand)
+        case ast.UnaryOp(op=ast.USub()):
+            yield "op", ast.UAdd()
+        # A comparison or a `not` is changed itself.
+        case ast.If(test=ast.BoolOp() | ast.Name() | ast.Attribute() | ast.Call() as test):
+            yield "test", ast.UnaryOp(ast.Not(), test)
+        case ast.IfExp(test=ast.BoolOp() | ast.Name() | ast.Attribute() | ast.Call() as test):
+            yield "test", ast.UnaryOp(ast.Not(), test)
+        case ast.Constant(value=bool(value)):
+            yield "value", not value
+        case ast.Constant(value=int(value) | float(value)):
+            yield "value", value + 1 if isinstance(value, int) or value == 0 else 2 * value
+        case ast.Name(id=name) if name in NAMES:
+            yield "id", NAMES[name]
+        case ast.Attribute(attr=name) if name in NAMES:
+            yield "attr", NAMES[name]
+    body = getattr(node, "body", [])
+    for k, statement in enumerate(body if isinstance(body, list) else []):
+        dropped = isinstance(statement, ast.AugAssign | ast.If | ast.Expr) and not is_text(statement)
+        if dropped:
+            yield "body", [*body[:k], ast.copy_location(ast.Pass(), statement), *body[k + 1 :]]
+
+
+def is_text(statement: ast.AST) -> bool:
+    """Whether it is a docstring."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def code(node: ast.AST) -> Iterator[ast.AST]:
+    """The node and all below it that does something when it runs; messages of errors do not count."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name in NOT_MUTATED and not isinstance(node, ast.Call):
+            continue
+        for below in value if isinstance(value, list) else [value]:
+            strict = isinstance(below, ast.keyword) and below.arg == "strict"
+            if isinstance(below, ast.AST) and not (strict or isinstance(below, ast.Raise | ast.JoinedStr) or is_text(below)):
+                yield from code(below)
+
+
+def mutants(module: str) -> Iterator[Mutant]:
+    """Every mutant of a module of the package."""
+    tree = ast.parse((ROOT / "dropjax" / module).read_text())
+    before = ast.unparse(tree)
+    for node in code(tree):
+        for field, value in alternatives(node):
+            kept = getattr(node, field)
+            setattr(node, field, value)
+            after = ast.unparse(ast.fix_missing_locations(tree))
+            yield Mutant(module, getattr(node, "lineno", 0), first_change(before, after), after)
+            setattr(node, field, kept)
+
+
+def first_change(before: str, after: str) -> str:
+    """The first line that differs, before and after."""
+    a, b = next(pair for pair in zip(before.splitlines(), after.splitlines(), strict=False) if pair[0] != pair[1])
+    return f"{a.strip()}  →  {b.strip()}"
+
+
+def passes(tests: str, folder: Path, compiled: Path, timeout: float | None) -> bool:
+    """Whether the tests pass on the copy in the folder; running into the timeout is failing."""
+    environment = {
+        **{**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        # JAX finds what it compiled by the program itself, so that only what a mutation changed is compiled again.
+        **{"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+    }
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]
+    try:
+        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return False
+    return run.returncode == 0
+
+
+def measure(modules: list[str], most: int, seed: int, timeout: float) -> list[dict[str, Any]]:
+    """A record for each mutant that was tried: up to `most` of each module, drawn by the seed."""
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, compiled = Path(temporary) / "copy", Path(temporary) / "compiled"
+        for name in ("dropjax", "tests", "benchmarks", "scripts"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        for module in modules:
+            path = folder / "dropjax" / module
+            whole = path.read_text()
+            begun = time.perf_counter()
+            if not passes(TESTS[module], folder, compiled, None):
+                raise SystemExit(f"{module}: its tests fail without a mutation: {TESTS[module]}")
+            allowed = timeout + 10 * (time.perf_counter() - begun)
+            every = [mutant for mutant in mutants(module) if (module, mutant.change) not in EQUIVALENT]
+            drawn = np.random.default_rng(seed).permutation(len(every))[:most]
+            for mutant in (every[k] for k in sorted(drawn)):
+                path.write_text(mutant.source)
+                survived = passes(TESTS[module], folder, compiled, allowed)
+                rows.append({"module": module, "line": mutant.line, "change": mutant.change, "killed": not survived})
+                if survived:
+                    print(f"survived: {module}:{mutant.line}: {mutant.change}", flush=True)
+            path.write_text(whole)
+            killed = [row["killed"] for row in rows if row["module"] == module]
+            print(f"{module:<28}{sum(killed):>5} of {len(killed):>4} killed, {len(every)} there are", flush=True)
+    return rows
+
+
+def main() -> int:
+    """Exit status 0, whatever survived."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", metavar="MODULE", choices=[*TESTS, []], help=", ".join(TESTS))
+    parser.add_argument(
+        "--most", type=int, default=1_000_000, help="mutants of each module, drawn at random; all by default"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds on top of ten times what the tests take")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    rows = measure(args.modules or list(TESTS), args.most, args.seed, args.timeout)
+    killed = sum(row["killed"] for row in rows)
+    print(f"{killed} of {len(rows)} killed: {killed / max(1, len(rows)):.1%}")
+    if args.json is not None:
+        args.json.write_text(json.dumps({"killed": killed, "mutants": len(rows), "rows": rows}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
