@@ -29,7 +29,7 @@ from dropjax.pairing.certainty import regrets
 from dropjax.pairing.least_squares import proposals
 from dropjax.runtime import mesh
 from dropjax.runtime.device import scored_together
-from dropjax.search.verify import attainable_mse
+from dropjax.search.yardstick import attainable_mse
 
 FEW_ROWS, ROWS = 256, 512
 """Rows on which an order forms, and on which it is finished: one that fits the fewer need not fit the table."""

@@ -22,7 +22,6 @@ from dropjax.ordering.straightening import rows_to_straighten, straighten
 from dropjax.pairing.certainty import doubtful
 from dropjax.pairing.portfolio import pair
 from dropjax.runtime.device import scored_together
-from dropjax.search import verify
 from dropjax.search.ladder import Climbed, Ladder
 from dropjax.search.problem import Problem
 from dropjax.search.run import NOTHING_TO_FIND, STALLED, Run, Searched
@@ -272,7 +271,7 @@ def _both_ways(start: Start) -> list[Start]:
 def _straightened(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
     """Straightened on few rows, which mostly ends it."""
     options, few = run.options, run.problem.first(rows_to_straighten(len(arrangement)))
-    tolerance = 0.0 if run.pred_noise is not None else verify.exact_mse(run.problem.table.pred)
+    tolerance = 0.0 if run.pred_noise is not None else run.yardstick.tolerance
     with run.stage("straightening") as record:
         found = straighten(few.stack, arrangement, few.x, few.pred, tolerance, run.stop, run.keep, options.memory)
         record |= {"mse": float(found.mse) if np.isfinite(found.mse) else None, "rows": len(few.x)}
@@ -287,9 +286,9 @@ def guided(
     run: Run, arrangement: Int[np.ndarray, "L 2"], tolerances: Sequence[float] | None = None
 ) -> Int[np.ndarray, "L 2"]:
     """Guided repair, on few rows first; on all of them where pred is noisy or the few rows were deceived."""
-    (stack, x, pred, table), options = run.problem, run.options
+    (stack, x, pred, _), options = run.problem, run.options
     if tolerances is None:
-        tolerances = (0.0,) if run.pred_noise is not None else (verify.exact_mse(table.pred), 0.0)
+        tolerances = (0.0,) if run.pred_noise is not None else (run.yardstick.tolerance, 0.0)
     for tolerance in tolerances:
         with run.stage("guided repair") as record:
             screen, memory = options.screen_precision, options.memory
