@@ -3,6 +3,7 @@
 import dataclasses
 
 import builders
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -180,7 +181,9 @@ def answer(rod: Yardstick, error: float | np.ndarray, pred: np.ndarray) -> Answe
     stack = reference.random_stack(rng, 2, 3, 4, 1)
     error = np.broadcast_to(np.float32(error), pred.shape)
     passed = full_pass(stack, np.asarray(identity_arrangement(2)), np.zeros((len(pred), 3), np.float32), pred)
-    passed = passed._replace(outputs=pred + error, by_output=np.mean(error**2, axis=0), largest=np.abs(error).max(axis=0))
+    passed = passed._replace(
+        outputs=jnp.asarray(pred + error), by_output=np.mean(error**2, axis=0), largest=np.abs(error).max(axis=0)
+    )
     x = np.zeros((len(pred), 3), np.float32)
     return Answer(Problem.of(stack, x, pred), rod, np.asarray(identity_arrangement(2)), passed, 1e-8)
 
