@@ -55,3 +55,15 @@ def test_only_the_best_are_asked():
     orders = [order(0, 1, 2, 3)] * 5 + [order(3, 0, 1, 2)]
     assert len(doubt.unsettled(orders, [1.0] * 5 + [1.1])) == 0
     np.testing.assert_array_equal(doubt.unsettled(orders[4:], [1.0, 1.1]), [3])
+
+
+def test_what_any_of_the_others_disagrees_on_is_in_doubt():
+    best = order(0, 1, 2, 3, 4, 5)
+    # Each of the others has moved another block; the last one agrees with the best on both of these.
+    others = [order(1, 2, 3, 4, 5, 0), order(5, 0, 1, 2, 3, 4), order(0, 1, 3, 2, 4, 5)]
+    found = doubt.unsettled([best, *others], [1.0, 1.1, 1.2, 1.3])
+    assert {0, 5} <= set(found)
+    assert len({2, 3} & set(found)) == 1
+    assert not {1, 4} & set(found)
+    np.testing.assert_array_equal(doubt.differing(best, others[:2]), [0, 5])
+    assert len(doubt.differing(best, [])) == 0

@@ -11,7 +11,7 @@ from dropjax.core.solution import Outcome
 from dropjax.core.stack import forward
 from dropjax.ordering import places
 from dropjax.ordering.straightening import start_straightening
-from dropjax.search import ladder, order_rungs, stages, strategies, verify
+from dropjax.search import ladder, order_rungs, stages, strategies, verify, yardstick
 
 SHAPE = {"L": 8, "d": 12, "h": 20, "rows": 300}
 """Of the planted puzzles: pairs show in the weights, depth in the residuals' size."""
@@ -345,7 +345,7 @@ def test_a_deep_stack_is_put_in_order_by_places(monkeypatch):
 
 def test_what_is_exact_but_can_be_told_from_the_answer_is_repaired_on(monkeypatch):
     # A wrong order counts as solved, as swaps of a deep stack's neighbours do.
-    monkeypatch.setattr(verify, "EXACT", 1.0)
+    monkeypatch.setattr(yardstick, "EXACT", 1.0)
     monkeypatch.setattr(verify, "near_moves", lambda *_: verify.Near.none())
     monkeypatch.setattr(stages, "straightened", lambda _, arrangement: arrangement)
     puzzle, permutation = planted(3, L=9)

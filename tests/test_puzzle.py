@@ -111,3 +111,49 @@ def test_the_real_puzzle_is_told_apart(real_puzzle: Puzzle):
     assert real_puzzle.x.shape == (10_000, 48)
     assert real_puzzle.roles is None
     assert real_puzzle.notes == ()
+
+
+LISTED = [(np.ones((4, 3)), np.ones(4)), (np.ones((3, 4)), np.zeros(3)), (np.ones((1, 3)), np.zeros(1))]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        LISTED,
+        tuple(LISTED),
+        {0: LISTED[0], 1: np.ones((3, 4)), 2: (np.ones((1, 3)),)},
+        {0: LISTED[0], 1: (np.ones((3, 4)), None), 2: np.ones((1, 3))},
+        {0: [np.ma.masked_array(np.ones((4, 3)), mask=False), np.ones(4)], 1: LISTED[1], 2: LISTED[2]},
+    ],
+    ids=["list", "tuple", "without biases", "an array alone", "nothing masked"],
+)
+def test_pieces_may_be_listed_and_lack_a_bias(given):
+    puzzle = Puzzle.from_arrays(given, x, pred)
+    assert sorted(puzzle.pieces) == [0, 1, 2]
+    for (weight, bias), (_, wanted) in zip(puzzle.pieces.values(), LISTED, strict=True):
+        np.testing.assert_array_equal(weight, np.ones(weight.shape))
+        np.testing.assert_array_equal(bias, wanted)
+
+
+def test_a_weight_of_two_rows_is_not_taken_for_a_weight_and_a_bias():
+    pieces = [np.ones((2, 3)), np.ones((3, 2)), np.ones((1, 3))]
+    assert Puzzle.from_arrays(pieces, x, pred).w_in.shape == (1, 2, 3)
+
+
+MISSING = np.ma.masked_array(np.ones((2, 3)), mask=np.eye(2, 3))
+REFUSED = {
+    "masked x": ((SOUND, MISSING, pred), "table: x: expected no value missing, got 2 that are masked"),
+    "masked pred": ((SOUND, x, np.ma.masked_array([1.0, 2.0], mask=[True, False])), "pred: .* got 1 that are masked"),
+    "a masked weight": (({**SOUND, 0: (np.ma.masked_array(np.ones((4, 3)), mask=True), None)}, x, pred), "piece 0: weight"),
+    "three parts": (({**SOUND, 0: (1, 2, 3)}, x, pred), r"piece 0: expected \(weight, bias\), got 3 parts"),
+    "none": (({**SOUND, 0: None}, x, pred), r"piece 0: expected \(weight, bias\), got a NoneType"),
+    "text": (("pieces", x, pred), "pieces: expected pieces by number, or a list of them, got a str"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_stands_for_no_piece_is_refused_in_one_line(name: str):
+    arguments, words = REFUSED[name]
+    with pytest.raises(InputError, match=words) as caught:
+        Puzzle.from_arrays(*arguments)
+    assert "\n" not in str(caught.value)

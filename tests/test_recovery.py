@@ -9,7 +9,7 @@ import recovery
 from builders import random_puzzle
 
 from dropjax.make.training import Recipe
-from dropjax.search import verify
+from dropjax.search.yardstick import rounded_to
 
 
 @pytest.fixture
@@ -49,6 +49,6 @@ def test_a_table_is_handed_out_as_the_entry_says():
     np.testing.assert_allclose(few.pred, puzzle.pred[:7], atol=0.005)
     assert puzzle.true is not None and few.true is not None
     np.testing.assert_array_equal(few.true, puzzle.true[:7])
-    assert verify.rounded_to(few.pred) == 2
+    assert rounded_to(few.pred) == 2
     whole = recovery.handed_out(puzzle, recovery.Entry("whole", Recipe()))
     np.testing.assert_array_equal(whole.pred, puzzle.pred)

@@ -1,9 +1,10 @@
+from dataclasses import replace
+
 import builders
 import numpy as np
 import pytest
 import reference
 
-from dropjax.core.solution import Outcome
 from dropjax.core.stack import identity_arrangement
 from dropjax.search import verify
 
@@ -26,31 +27,35 @@ def test_a_pass_measures_what_numpy_measures(memory):
     np.testing.assert_allclose(passed.max_abs_error, np.abs(error).max(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("decimals", [0, 2, 4])
-def test_decimals_of_rounded_predictions_are_found(decimals):
-    values = np.random.default_rng(0).normal(size=(500, 1))
-    assert verify.rounded_to(np.round(values, decimals).astype(np.float32)) == decimals
-    assert verify.rounded_to(values.astype(np.float32)) is None
+@pytest.mark.parametrize(("cores", "rows"), [(1, 130), (3, 3 * 640 + 1), (4, 4 * 640 + 3)])
+def test_a_pass_in_parts_measures_every_row_once(monkeypatch, cores, rows):
+    monkeypatch.setattr(verify, "workers", lambda: cores)
+    stack, arrangement, x, pred = made(rows=rows)
+    x, pred = x.copy(), pred.copy()
+    x[-1] *= 3  # so that each part, and the last row, is missed
+    pred[: rows // 2] += 1
+    assert verify.pass_parts(rows) == cores
+    passed = verify.full_pass(stack, arrangement, x, pred)
+    error = reference.outputs(stack, arrangement, x) - pred
+    assert passed.outputs.shape == pred.shape
+    np.testing.assert_allclose(passed.outputs - pred, error, atol=1e-4)
+    np.testing.assert_allclose(passed.by_output, np.mean(error**2, axis=0), rtol=1e-4)
+    np.testing.assert_allclose(passed.largest, np.abs(error).max(axis=0), rtol=1e-4)
+    assert passed.mse == pytest.approx(np.mean(error**2), rel=1e-4)
 
 
-def test_outcomes():
-    pred = np.full((10, 1), 2.0, np.float32)
-    quiet, rounded = verify.Noise(1e-7, None), verify.Noise(1e-7, 1e-3)
-    assert verify.judge((2e-5) ** 2 * 0.99, pred, quiet, ties=False) is Outcome.EXACT
-    assert verify.judge((2e-5) ** 2 * 0.99, pred, quiet, ties=True) is Outcome.EXACT_UP_TO_TIES
-    assert verify.judge((2e-5) ** 2 * 1.02, pred, quiet, ties=False) is Outcome.NOT_SOLVED
-    assert verify.judge(1.9e-3**2, pred, rounded, ties=False) is Outcome.NOISE_FLOOR
-    assert verify.judge(2.1e-3**2, pred, rounded, ties=False) is Outcome.NOT_SOLVED
-    assert verify.judge(float("nan"), pred, rounded, ties=False) is Outcome.NOT_SOLVED
+def test_rows_that_fill_up_the_last_part_do_not_count(monkeypatch):
+    monkeypatch.setattr(verify, "workers", lambda: 3)
+    stack, arrangement, x, _ = made(rows=3 * 640 + 1)
+    stack = replace(stack, b_last=stack.b_last + 100)  # the outputs of rows of zeros are far from zero
+    pred = np.asarray(verify.full_pass(stack, arrangement, x, np.zeros((len(x), 2), np.float32)).outputs)
+    passed = verify.full_pass(stack, arrangement, x, pred)
+    assert passed.mse == passed.max_abs_error == 0
 
 
-def test_noise_of_pred_is_what_rounding_leaves_or_what_was_declared():
-    values = np.random.default_rng(0).normal(size=(4000, 1))
-    rounded = np.round(values, 3).astype(np.float32)
-    assert verify.noise_of_pred(rounded) == pytest.approx(np.std(values - rounded), rel=0.05)
-    assert verify.noise_of_pred(values.astype(np.float32)) is None
-    assert verify.noise_of_pred(values.astype(np.float32), decimals=3) == pytest.approx(1e-3 / np.sqrt(12))
-    assert verify.noise_of_pred(rounded, sigma=0.5) == 0.5
+def test_an_error_that_is_no_number_is_infinite():
+    stack, arrangement, x, pred = made()
+    assert verify.full_pass(stack, arrangement, x * np.float32(np.nan), pred).mse == np.inf
 
 
 def test_float32_noise_is_small_and_measured():
@@ -92,6 +97,31 @@ def test_a_stack_without_ties_has_none(monkeypatch, screen, padded):
     assert near.better is None
 
 
+@pytest.mark.parametrize(("times", "tied"), [(2, True), (12, False)])
+def test_a_tie_changes_no_output_by_more_than_float32_does(times, tied):
+    stack, arrangement, x, _ = made(3, (5, 6, 4, 1))
+    noise = 1e-4
+    w_out, b_out = np.array(stack.w_out), np.array(stack.b_out)
+    w_out[1], b_out[1] = 0, 1e-3 * b_out[1]
+    smaller = replace(stack, w_out=w_out, b_out=b_out)  # a block that adds next to nothing
+    swapped = arrangement[[1, 0, 2, 3, 4]]
+    change = np.sqrt(np.mean((reference.outputs(smaller, swapped, x) - reference.outputs(smaller, arrangement, x)) ** 2))
+    grown = replace(smaller, b_out=np.where(np.arange(5)[:, None] == 1, b_out * times * noise / change, b_out))
+    pred = reference.outputs(grown, arrangement, x).astype(np.float32)
+    passed = verify.full_pass(grown, arrangement, x, pred)
+    near = verify.near_moves(grown, arrangement, x, pred, x, passed, noise, screen=False)
+    assert ((0, 0, 1) in {tuple(map(int, move)) for move in near.ties}) == tied
+
+
+def test_of_two_neighbours_that_stand_wrong_the_better_order_is_found():
+    stack, arrangement, x, pred = made(3)
+    wrong = arrangement[[0, 2, 1, 3, 4]]
+    passed = verify.full_pass(stack, wrong, x, pred)
+    noise = verify.float32_noise(stack, wrong, x, np.asarray(passed.outputs))
+    near = verify.near_moves(stack, wrong, x, pred, x, passed, noise, screen=False)
+    np.testing.assert_array_equal(near.better, arrangement)
+
+
 def test_changes_to_first_order_are_the_same_in_little_memory():
     stack, arrangement, x, _ = made(5)
     whole = verify.first_order_changes(stack, arrangement, x)
@@ -119,5 +149,7 @@ def test_a_tie_names_the_pieces_it_exchanges():
 
 def test_float64_replay_of_a_wrong_answer_is_far_off():
     stack, arrangement, x, pred = made(4)
-    assert verify.float64_errors(stack, arrangement, x, pred)["mse"] < 1e-10
-    assert verify.float64_errors(stack, arrangement[::-1].copy(), x, pred)["mse"] > 1e-4
+    right, wrong = stack, verify.arranged_on_host(stack, arrangement[::-1])
+    of_right, of_wrong = (verify.float64_errors(of, x, pred) or {} for of in (right, wrong))
+    assert of_right["mse"] < 1e-10
+    assert of_wrong["mse"] > 1e-4

@@ -1,8 +1,26 @@
 """What a solve can be told."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
+
+import numpy as np
+
+from dropjax.core.stack import ACTIVATIONS
+
+PAIRINGS = (
+    "auto", "ddr", "negative_trace", "positive_trace", "cosines", "squared_cosines", "cubed_cosines", "norms", "norm_ranks",
+    "peaks", "gram", "symmetry", "template", "discriminant",
+)  # fmt: skip
+"""The signals of `pairing.signals.CHOICES`, which this package cannot import."""
+
+SEED_ORDERS = (
+    "delta_norm", "w_out_norm", "w_out_l1", "residual_std", "w_in_norm", "norm_product", "read_out_alignment",
+    "contribution_std", "mean_input_bias", "activation_fraction", "greedy", "random",
+)  # fmt: skip
+"""The orders of `ordering.seeding.SEED_ORDERS`, which this package cannot import."""
 
 MEMORY = 1 << 30
 """Bytes that a kernel's intermediate arrays may take together, unless its caller says otherwise."""
@@ -27,7 +45,8 @@ class Options:
     initial_order: Sequence[int] | None = None
     """A permutation to start from, its pairing included."""
     activation: str = "relu"
-    """One of `stack.ACTIVATIONS`, or "auto": every one is tried, and the right one is the one that can reproduce pred."""
+    """One of `stack.ACTIVATIONS`, or "auto": every one is tried, and the right one is the one that can reproduce pred. Where
+    the one named leaves an error that another does not, the other is taken, and that is said."""
     search_rows: int = 2000
     """Rows that `paper`'s searches decide on: the table's first."""
     pred_decimals: int | None = None
@@ -43,3 +62,56 @@ class Options:
     verify: Literal["fast", "full"] = "fast"
     memory: int = MEMORY
     """Bytes that a kernel's intermediate arrays may take together."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, naming the field, for a value that makes no sense."""
+        for name, expected, holds in _CHECKS:
+            value = getattr(self, name)
+            if not (value is None and name in _OPTIONAL) and not holds(value):
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+Check = tuple[str, str, Callable[[Any], bool]]
+"""A field, what is expected of it, and whether a value is that."""
+
+
+def _one_of(name: str, *legal: str) -> Check:
+    return name, f"one of {', '.join(legal)}", lambda value: isinstance(value, str) and value in legal
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
+
+
+def _is_order(value: object) -> bool:
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and all(map(_is_whole, value))
+
+
+_OPTIONAL = ("pairing", "seed_order", "direction", "initial_order", "pred_decimals", "pred_noise", "time_limit")
+_CHECKS: tuple[Check, ...] = (
+    _one_of("method", "auto", "paper"),
+    _one_of("pairing", *PAIRINGS),
+    _one_of("seed_order", *SEED_ORDERS),
+    _one_of("direction", "ascending", "descending"),
+    _one_of("rank", "bradley_terry", "none"),
+    _one_of("bt_solver", "mm", "newton"),
+    ("temperature", "a number above 0", _is_positive),
+    ("initial_order", "piece numbers", _is_order),
+    (
+        "activation",
+        f"auto, {', '.join(ACTIVATIONS)}, or leaky_relu(SLOPE)",
+        lambda value: isinstance(value, str) and (value == "auto" or value in ACTIVATIONS),
+    ),
+    ("search_rows", "a whole number above 0", lambda value: _is_whole(value) and value > 0),
+    ("pred_decimals", "a whole number from 0 to 15", lambda value: _is_whole(value) and 0 <= value <= 15),
+    ("pred_noise", "a number above 0", _is_positive),
+    ("time_limit", "a number above 0", _is_positive),
+    ("random_seed", "a whole number from 0", lambda value: _is_whole(value) and value >= 0),
+    _one_of("screen_precision", "highest", "high", "default"),
+    _one_of("verify", "fast", "full"),
+    ("memory", "a whole number of bytes above 0", lambda value: _is_whole(value) and value > 0),
+)

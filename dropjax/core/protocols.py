@@ -19,6 +19,7 @@ class StopReason(StrEnum):
     TIME_LIMIT = "time limit"
     STALLED = "no move lowers the MSE"
     NOTHING_TO_FIND = "no order reproduces pred"
+    UNTOLD = "other answers fit as well"
 
 
 @runtime_checkable

@@ -1,8 +1,9 @@
 """The puzzle: unlabelled pieces and a table of inputs with predictions, checked once, here, on the host."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -104,7 +105,7 @@ class Puzzle:
     @classmethod
     def from_arrays(
         cls,
-        pieces: Mapping[int, tuple[ArrayLike, ArrayLike | None]],
+        pieces: Mapping[int, tuple[ArrayLike, ArrayLike | None] | ArrayLike] | Sequence,
         x: ArrayLike,
         pred: ArrayLike,
         true: ArrayLike | None = None,
@@ -112,11 +113,13 @@ class Puzzle:
     ) -> "Puzzle":
         """A puzzle from arrays: `pieces` maps each piece's number to (weight [out, in], bias [out] or None).
 
+        A list of pieces numbers them from 0; an array alone, or (weight,), is a piece whose bias is zeros.
         x is [N, d]; pred and true are [N] or [N, o]. `roles` ("in", "out" or "last" by piece number) is needed only where
         shapes cannot tell the pieces apart. Everything is cast to float32. Raises `InputError`.
         """
         named = {}
-        for number, (weight, bias) in pieces.items():
+        for number, piece in _numbered(pieces):
+            weight, bias = _weight_and_bias(number, piece)
             weight = _floats(f"piece {number}: weight", weight)
             bias = np.zeros(weight.shape[:1], np.float32) if bias is None else _floats(f"piece {number}: bias", bias)
             named[number] = Piece(weight, bias, f"piece {number}")
@@ -155,8 +158,29 @@ class Puzzle:
         )  # fmt: skip
 
 
+def _numbered(pieces: Mapping | Sequence) -> Iterable[tuple[int, Any]]:
+    """The pieces with their numbers."""
+    if isinstance(pieces, Mapping):
+        return pieces.items()
+    if isinstance(pieces, list | tuple):
+        return enumerate(pieces)
+    raise InputError(f"pieces: expected pieces by number, or a list of them, got a {type(pieces).__name__}")
+
+
+def _weight_and_bias(number: int, piece: Any) -> tuple[ArrayLike, ArrayLike | None]:
+    """Its two arrays; one array is a weight, though it may have two rows."""
+    if hasattr(piece, "shape"):
+        return piece, None
+    if not isinstance(piece, list | tuple) or not 1 <= len(piece) <= 2:
+        got = f"{len(piece)} parts" if isinstance(piece, list | tuple) else f"a {type(piece).__name__}"
+        raise InputError(f"piece {number}: expected (weight, bias), got {got}")
+    return piece[0], piece[1] if len(piece) == 2 else None
+
+
 def _floats(field: str, values: ArrayLike) -> NDArray[np.float32]:
     """The values as float32; overflow becomes infinite, for the checks to find."""
+    if np.ma.is_masked(values):
+        raise InputError(f"{field}: expected no value missing, got {np.ma.count_masked(values)} that are masked")
     try:
         values = np.asarray(values)
         if values.dtype.kind in "cmMOSU":

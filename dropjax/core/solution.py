@@ -19,11 +19,14 @@ class Outcome(StrEnum):
     """How well the answer reproduces `pred`."""
 
     EXACT = "exact"
-    """RMS(f − pred) ≤ 1e-5·RMS(pred) over all rows, and no other answer does the same."""
+    """RMS(f − pred) ≤ 1e-5 of pred's standard deviation, output by output and over all rows, and no other answer that was
+    looked at does the same. Where float32's own rounding of pred, half a unit in the last place, is more than that, it is
+    taken instead, which a note says."""
     EXACT_UP_TO_TIES = "exact_up_to_ties"
     """The same, but for pieces that no table can tell apart; they are listed."""
     NOISE_FLOOR = "noise_floor"
-    """pred itself is rounded or noisy, and the RMS error is within twice that noise."""
+    """pred itself is rounded or noisy, no error is more than that explains, all are far below pred's variance, and no other
+    answer that was looked at fits as well."""
     NOT_SOLVED = "not_solved"
 
     @property
@@ -116,6 +119,8 @@ class Solution:
     """`mse` and `max_abs_error` of the float64 replay, where it was asked for."""
     reason: str | None = None
     """Why it is not solved, in words and with the evidence, where more can be said than `stop_reason`."""
+    notes: Sequence[str] = ()
+    """What else there is to know: another activation than was asked for, or what the error is measured by."""
 
     @property
     def solved(self) -> bool:
@@ -172,7 +177,7 @@ class Solution:
             "versions": _versions(),
         }
         extra = {"replay": self.replay, "reason": self.reason, "mse_of_variance": self.mse_of_variance}
-        extra["unsettled"] = self.unsettled or None
+        extra |= {"unsettled": self.unsettled or None, "notes": self.notes or None}
         return plain(record | {name: value for name, value in extra.items() if value is not None})
 
 

@@ -5,6 +5,7 @@ stand where: row k holds (input half, output half) of the block at position k. E
 entries of the second column re-pairs them. Every search walks over arrangements of one `Stack` that never changes.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -16,13 +17,70 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 from numpy.typing import NDArray
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": jax.nn.relu,
-    "gelu": lambda z: jax.nn.gelu(z, approximate=False),
-    "gelu_tanh": lambda z: jax.nn.gelu(z, approximate=True),
-    "silu": jax.nn.silu,
-    "tanh": jnp.tanh,
-}
+
+def _erf(z: NDArray) -> NDArray:
+    from scipy import special  # which a solve does not need, and which takes its time to import
+
+    return special.erf(z)
+
+
+def _expit(z: NDArray) -> NDArray:
+    from scipy import special
+
+    return special.expit(z)
+
+
+class Activation(NamedTuple):
+    """What a block's hidden units do to their preactivations."""
+
+    of: Callable[[Array], Array]
+    twin: Callable[[NDArray], NDArray]
+    """The same in NumPy, in float64 and by other arithmetic, for `replay`."""
+
+    def __call__(self, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """The activations, in JAX."""
+        return self.of(z)
+
+
+def leaky_relu(slope: float) -> Activation:
+    """z where z > 0, else slope·z; named leaky_relu(SLOPE)."""
+    return Activation(lambda z: jnp.where(z > 0, z, slope * z), lambda z: np.where(z > 0, z, slope * z))
+
+
+class Activations(dict[str, Activation]):
+    """The activations by name; leaky_relu(SLOPE) has its own for every finite slope."""
+
+    def __missing__(self, name: str) -> Activation:
+        found = SLOPED.fullmatch(name)
+        if found is None:
+            raise KeyError(name)
+        return leaky_relu(float(found[1]))
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and SLOPED.fullmatch(name) is not None)
+
+
+SLOPED = re.compile(r"leaky_relu\((-?\d+(?:\.\d+)?(?:e-?\d+)?)\)")
+
+ACTIVATIONS = Activations(
+    relu=Activation(jax.nn.relu, lambda z: np.maximum(z, 0)),
+    gelu=Activation(lambda z: jax.nn.gelu(z, approximate=False), lambda z: z * (1 + _erf(z / 2**0.5)) / 2),
+    gelu_tanh=Activation(
+        lambda z: jax.nn.gelu(z, approximate=True),
+        lambda z: z * (1 + np.tanh((2 / np.pi) ** 0.5 * (z + 0.044715 * z**3))) / 2,
+    ),
+    silu=Activation(jax.nn.silu, lambda z: z * _expit(z)),
+    tanh=Activation(jnp.tanh, np.tanh),
+    quick_gelu=Activation(lambda z: z * jax.nn.sigmoid(1.702 * z), lambda z: z * _expit(1.702 * z)),
+    leaky_relu=leaky_relu(0.01),
+    relu6=Activation(lambda z: jnp.clip(z, 0, 6), lambda z: np.clip(z, 0, 6)),
+    elu=Activation(
+        lambda z: jnp.where(z > 0, z, jnp.exp(jnp.minimum(z, 0)) - 1),
+        lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
+    ),
+    sigmoid=Activation(jax.nn.sigmoid, _expit),
+)
+"""Every activation by its name; one more is one more line."""
 
 
 @jax.tree_util.register_dataclass
@@ -143,16 +201,7 @@ def adjoints(
 
 def replay(stack: Stack, x: NDArray[np.floating]) -> NDArray[np.float64]:
     """The outputs [N, o] once more, in float64 and NumPy: an account of `forward` that shares none of its arithmetic."""
-    from scipy.special import erf, expit
-
-    activations: dict[str, Callable[[NDArray], NDArray]] = {
-        "relu": lambda z: np.maximum(z, 0),
-        "gelu": lambda z: z * (1 + erf(z / np.sqrt(2))) / 2,
-        "gelu_tanh": lambda z: z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))) / 2,
-        "silu": lambda z: z * expit(z),
-        "tanh": np.tanh,
-    }
-    act = activations[stack.activation]
+    act = ACTIVATIONS[stack.activation].twin
     w_in, b_in, w_out, b_out, w_last, b_last = (
         np.asarray(a, np.float64) for a in (stack.w_in, stack.b_in, stack.w_out, stack.b_out, stack.w_last, stack.b_last)
     )

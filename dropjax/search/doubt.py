@@ -20,6 +20,11 @@ def unsettled(arrangements: Sequence[Int[np.ndarray, "L 2"]], mse: Sequence[floa
     """
     ranked = [k for k in np.argsort(mse, kind="stable") if mse[k] <= NEARLY * min(mse)][:BEST]
     best, *others = (arrangements[k] for k in ranked)
+    return differing(best, others)
+
+
+def differing(best: Int[np.ndarray, "L 2"], others: Sequence[Int[np.ndarray, "L 2"]]) -> Int[np.ndarray, " K"]:
+    """Input halves of `best` whose block has another partner or place in any of the others."""
     kept = np.ones(len(best), bool)
     for other in others:
         kept &= agreeing(best, other)

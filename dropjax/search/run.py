@@ -15,7 +15,9 @@ from dropjax.core.solution import Pairing, Stage
 from dropjax.runtime import mesh
 from dropjax.runtime.journal import Journal
 from dropjax.search import verify
+from dropjax.search.answer import Answer
 from dropjax.search.problem import Problem
+from dropjax.search.yardstick import Yardstick
 
 T = TypeVar("T")
 
@@ -33,7 +35,7 @@ class Run:
 
     problem: Problem
     options: Options
-    pred_noise: float | None
+    yardstick: Yardstick
     progress: Progress
     interrupted: Callable[[], bool]
     journal: Journal | None
@@ -45,6 +47,11 @@ class Run:
     """Every arrangement that was run over all rows, in that order."""
     passes: dict[bytes, verify.Pass] = field(default_factory=dict)
     noises: dict[bytes, float] = field(default_factory=dict)
+
+    @property
+    def pred_noise(self) -> float | None:
+        """RMS of pred's own noise; None where it has none."""
+        return self.yardstick.pred_noise
 
     def with_activation(self, name: str) -> "Run":
         """A run for the stack with another activation; it shares this one's list of stages."""
@@ -83,8 +90,7 @@ class Run:
         key = np.asarray(arrangement, np.int32).tobytes()
         if key not in self.passes:
             stack, x, pred, _ = self.problem
-            passed = verify.full_pass(stack, arrangement, x, pred, self.options.memory)
-            self.passes[key] = passed if np.isfinite(passed.mse) else passed._replace(mse=np.inf)
+            self.passes[key] = verify.full_pass(stack, arrangement, x, pred, self.options.memory)
             self.log.append(Candidate(np.asarray(arrangement, np.int32), self.passes[key].mse))
         return self.passes[key]
 
@@ -99,8 +105,14 @@ class Run:
 
     def solved(self, arrangement: Int[np.ndarray, "L 2"]) -> bool:
         """Whether the arrangement reproduces pred on all rows as well as pred allows."""
-        noise = verify.Noise(0.0, self.pred_noise)
-        return verify.judge(self.full_pass(arrangement).mse, self.problem.table.pred, noise, ties=False).solved
+        if self.yardstick.pred_noise is None:
+            return self.yardstick.is_exact(self.full_pass(arrangement).by_output)
+        return self.answer(arrangement).outcome.solved
+
+    def answer(self, arrangement: Int[np.ndarray, "L 2"]) -> Answer:
+        """The arrangement beside the yardstick."""
+        passed, noise = self.full_pass(arrangement), self.float32_noise(arrangement)
+        return Answer(self.problem, self.yardstick, arrangement, passed, noise)
 
     def on_all_rows(self, arrangement: Int[np.ndarray, "L 2"]) -> dict:
         """The arrangement's MSE as a stage's record has it."""
@@ -116,3 +128,5 @@ class Searched(NamedTuple):
     pairing: Pairing
     reason: str | None = None
     """Why nothing can be found, with the evidence."""
+    notes: tuple[str, ...] = ()
+    """What else was found out."""

@@ -16,7 +16,7 @@ from dropjax.ordering.places import is_deep, rows_needed
 from dropjax.pairing.certainty import regrets
 from dropjax.runtime import mesh
 from dropjax.search.problem import Table
-from dropjax.search.verify import attainable_mse
+from dropjax.search.yardstick import attainable_mse
 
 FEW_ROWS, SOME_ROWS = 256, 512
 """Rows on which an order forms, and on which it is finished: one that fits the fewer need not fit the table."""

@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from functools import cache, partial
 from importlib.metadata import version
@@ -35,7 +35,8 @@ from dropjax.search.problem import Problem
 from dropjax.search.run import Run, Searched
 from dropjax.search.stages import SEED_ROWS, separating
 from dropjax.search.strategies import Begin, Strategy, auto, paper
-from dropjax.search.verdict import finished, judged
+from dropjax.search.verdict import Verdict, explained, finished, judged
+from dropjax.search.yardstick import Level, Yardstick
 
 POLL = 0.2
 """Seconds that several puzzles' solves are waited for before it is looked whether another can be begun."""
@@ -83,11 +84,13 @@ def solve(
     started = time.perf_counter()
     with CompileClock() as clock, ThreadPoolExecutor(2) as pool:
         names = list(ACTIVATIONS) if options.activation == "auto" else [options.activation]
-        problem = Problem.of(puzzle.stack(names[0]), puzzle.x, puzzle.pred)
-        pred_noise = verify.noise_of_pred(puzzle.pred, options.pred_decimals, options.pred_noise)
+        yardstick = Yardstick.of(puzzle.pred, options.pred_decimals, options.pred_noise)
+        level = Level.of(puzzle, yardstick.spread)
+        levelled, yardstick = level.levelled(puzzle), yardstick.scaled(level.scale)
+        problem = Problem.of(levelled.stack(names[0]), levelled.x, levelled.pred)
         if not mesh.is_set():
             prepare(problem, options, pool)
-        run = Run(problem, options, pred_noise, progress or Progress(), interrupted, journal, started)
+        run = Run(problem, options, yardstick, progress or Progress(), interrupted, journal, started)
         with run.stage("pairing"):
             pairing = pair(problem.stack.w_in, problem.stack.w_out, options.memory, options.pairing or "ddr")
         initial = None if options.initial_order is None else puzzle.arrangement(options.initial_order)
@@ -100,21 +103,23 @@ def solve(
         search_ended = time.perf_counter()
         with run.stage("verify") as record:
             verdict = judged(run, puzzle, found)
-            record |= {"mse": verdict.passed.mse, "rows": len(puzzle.x), "evaluations": 1}
+            passed = level.restored(verdict.passed)
+            record |= {"mse": passed.mse, "rows": len(puzzle.x), "evaluations": 1}
         ended = time.perf_counter()
+    stack = verify.arranged_on_host(puzzle.stack(run.problem.stack.activation), verdict.arrangement)
     compiling, verifying_compiling = (clock.seconds(after, ended) for after in (started, search_ended))
     return Solution(
         permutation=puzzle.permutation(verdict.arrangement),
-        stack=verify.arranged_on_host(run.problem.stack, verdict.arrangement),
+        stack=stack,
         outcome=verdict.outcome,
-        mse=verdict.passed.mse,
-        max_abs_error=verdict.passed.max_abs_error,
+        mse=passed.mse,
+        max_abs_error=passed.max_abs_error,
         noise_floor=verdict.noise.floor,
         rows=len(puzzle.x),
         method=options.method,
         seed_order=searched.seed_order,
         random_seed=options.random_seed,
-        stop_reason=StopReason.SOLVED if verdict.outcome.solved else searched.stop_reason,
+        stop_reason=StopReason.SOLVED if verdict.outcome.solved else verdict.stop_reason or searched.stop_reason,
         device=describe(),
         precision=PRECISION,
         pairing=searched.pairing,
@@ -125,9 +130,10 @@ def solve(
             "verify": ended - search_ended - verifying_compiling,
         },
         ties=verdict.ties,
-        **({} if verdict.outcome.solved else _doubt(run, puzzle, searched)),
+        **({} if verdict.outcome.solved else _doubt(run, puzzle, searched, verdict)),
         input_sha256=puzzle.hashes,
-        replay=verdict.replay,
+        replay=verify.float64_errors(stack, puzzle.x, puzzle.pred, interrupted) if options.verify == "full" else None,
+        notes=(*searched.notes, *verdict.notes),
     )
 
 
@@ -148,7 +154,7 @@ def identity(puzzle: Puzzle, options: Options) -> dict[str, str]:
     }
 
 
-def solve_many(puzzles: Iterable[Puzzle], options: Options | None = None, **changes) -> Iterator[Solution]:
+def solve_many(puzzles: Iterable[Puzzle], options: Options | None = None, **changes) -> Generator[Solution, None, None]:
     """`solve` for each puzzle, in the order given; programs are compiled once per shape.
 
     A CPU runs as many puzzles at once as it has cores: one small puzzle's products do not keep it busy. Raises as `solve`,
@@ -221,14 +227,16 @@ def _changed(options: Options | None, changes: dict) -> Options:
     return Options(**{**(vars(options) if options else {}), **changes})
 
 
-def _doubt(run: Run, puzzle: Puzzle, searched: Searched) -> dict[str, Any]:
+def _doubt(run: Run, puzzle: Puzzle, searched: Searched, verdict: Verdict) -> dict[str, Any]:
     """Of a search that did not solve it, what its `Solution` says of that."""
     arrangements, mse = zip(*run.log, strict=True)
+    open_still = [doubt.unsettled(arrangements, mse), doubt.differing(verdict.arrangement, verdict.rivals)]
+    variance = run.yardstick.variance
     return {
         "doubtful": puzzle.in_numbers[doubtful(searched.pairing)].tolist(),
-        "unsettled": puzzle.in_numbers[doubt.unsettled(arrangements, mse)].tolist(),
-        "mse_of_variance": min(mse) / float(np.var(puzzle.pred, axis=0).mean()),
-        "reason": searched.reason,
+        "unsettled": puzzle.in_numbers[np.union1d(*open_still)].tolist(),
+        "mse_of_variance": min(mse) / variance if variance else None,
+        "reason": verdict.reason or searched.reason,
     }
 
 
@@ -244,6 +252,8 @@ def _search(runs: Sequence[Run], strategy: Strategy, begin: Begin) -> tuple[Run,
         found.append((run, searched._replace(stop_reason=run.agreed_stop() or searched.stop_reason)))
         if run.agreed_stop() or run.solved(searched.arrangement):
             break
+        if (better := explained(run, searched)) is not None:
+            return better
         ways.append((run, way))
     run, best = min(found, key=lambda of: of[0].full_pass(of[1].arrangement).mse)
     _, last = found[-1]

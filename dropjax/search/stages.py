@@ -17,7 +17,6 @@ from dropjax.ordering.seeding import Start
 from dropjax.ordering.straightening import rows_to_straighten, straighten
 from dropjax.pairing.portfolio import pair
 from dropjax.runtime.device import scored_together
-from dropjax.search import verify
 from dropjax.search.problem import Problem
 from dropjax.search.run import Run
 
@@ -59,7 +58,7 @@ def both_ways(start: Start) -> list[Start]:
 def straightened(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
     """Straightened on few rows, which mostly ends it."""
     few = run.problem.first(rows_to_straighten(len(arrangement)))
-    tolerance = 0.0 if run.pred_noise is not None else verify.exact_mse(run.problem.table.pred)
+    tolerance = 0.0 if run.pred_noise is not None else run.yardstick.tolerance
     with run.stage("straightening") as record:
         found = straighten(few.stack, arrangement, few.x, few.pred, tolerance, run.context)
         record |= {"mse": float(found.mse) if np.isfinite(found.mse) else None, "rows": len(few.x)}
@@ -74,9 +73,9 @@ def guided(
     run: Run, arrangement: Int[np.ndarray, "L 2"], tolerances: Sequence[float] | None = None
 ) -> Int[np.ndarray, "L 2"]:
     """Guided repair, on few rows first; on all of them where pred is noisy or the few rows were deceived."""
-    (stack, x, pred, table), options = run.problem, run.options
+    (stack, x, pred, _), options = run.problem, run.options
     if tolerances is None:
-        tolerances = (0.0,) if run.pred_noise is not None else (verify.exact_mse(table.pred), 0.0)
+        tolerances = (0.0,) if run.pred_noise is not None else (run.yardstick.tolerance, 0.0)
     for tolerance in tolerances:
         with run.stage("guided repair") as record:
             repaired = guided_repair(stack, arrangement, x, pred, tolerance, run.context, options.screen_precision)

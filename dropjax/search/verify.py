@@ -1,5 +1,6 @@
 """The last word on an answer: every row of the table, float32's noise, and the answers it cannot be told from."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -12,7 +13,6 @@ from jaxtyping import Array, Float, Int
 
 from dropjax.core.options import MEMORY
 from dropjax.core.puzzle import Puzzle
-from dropjax.core.solution import Outcome
 from dropjax.core.stack import Stack, advance, pick, read_out, replay
 from dropjax.moves.arrangements import PAIR_SWAP, adjacent_swaps, moved, nothing, pairs_of_positions
 from dropjax.moves.exact import score_moves
@@ -21,12 +21,6 @@ from dropjax.runtime import mesh
 from dropjax.runtime.device import CORE_ROWS, side_by_side, workers
 from dropjax.runtime.programs import program
 from dropjax.runtime.rows import in_chunks, map_over_rows, sum_over_rows
-
-EXACT = 1e-5
-"""An exact answer's RMS error, as a fraction of RMS(pred)."""
-
-ATTAINED = 1.1
-"""Times the noise in pred: what the answer's own RMS error is under, and hardly any other order's."""
 
 PASS_ROWS = 1 << 14
 """Rows that go through the stack together where one part takes them all: enough to keep a device busy."""
@@ -42,22 +36,25 @@ PADDED = 64
 """Moves are evaluated in multiples of this number, so that few lengths are ever compiled."""
 
 
-def exact_mse(pred: Float[np.ndarray, "N o"]) -> float:
-    """The MSE up to which an answer is exact."""
-    return EXACT**2 * float(np.mean(np.square(pred, dtype=np.float64)))
-
-
-def attainable_mse(pred: Float[np.ndarray, "N o"], noise: float | None) -> float:
-    """The MSE up to which a search has nothing left to find: an exact answer's, or what the noise in pred leaves to any."""
-    return max(exact_mse(pred), (ATTAINED * (noise or 0)) ** 2)
-
-
 class Pass(NamedTuple):
     """One arrangement's outputs over the whole table, and how far they are from pred."""
 
     outputs: Float[Array, "N o"]
-    mse: float
-    max_abs_error: float
+    by_output: Float[np.ndarray, " o"]
+    """MSE of each output."""
+    largest: Float[np.ndarray, " o"]
+    """Largest absolute error of each output."""
+
+    @property
+    def mse(self) -> float:
+        """Over all outputs; infinite where it is no number."""
+        mse = float(np.mean(self.by_output))
+        return mse if np.isfinite(mse) else np.inf
+
+    @property
+    def max_abs_error(self) -> float:
+        """Over all outputs."""
+        return float(np.max(self.largest))
 
 
 def full_pass(
@@ -70,9 +67,9 @@ def full_pass(
     """One pass of the arrangement over all rows, which the cores of a CPU share."""
     parts = pass_parts(len(x))
     of_part = partial(pass_part, stack, arrangement, x, pred, parts=parts, memory=memory)
-    outputs, squares, worst = zip(*side_by_side(of_part, np.arange(parts, dtype=np.int32)), strict=True)
+    outputs, squares, largest = zip(*side_by_side(of_part, np.arange(parts, dtype=np.int32)), strict=True)
     whole = outputs[0] if parts == 1 else jnp.asarray(np.concatenate(outputs)[: len(x)])
-    return Pass(whole, float(np.sum(squares)) / pred.size, float(np.max(worst)))
+    return Pass(whole, np.asarray(np.sum(squares, axis=0, dtype=np.float64)) / len(x), np.max(largest, axis=0))
 
 
 def pass_parts(rows: int) -> int:
@@ -89,9 +86,9 @@ def pass_part(
     part: Int[Array, ""],
     parts: int = 1,
     memory: int = MEMORY,
-) -> tuple[Float[Array, "M o"], Float[Array, ""], Float[Array, ""]]:
-    """The outputs of one of some equal parts of the rows, their sum of squared errors and their largest absolute error; rows
-    of zeros fill the last part."""
+) -> tuple[Float[Array, "M o"], Float[Array, " o"], Float[Array, " o"]]:
+    """The outputs of one of some equal parts of the rows, and of each output the sum of squared errors and the largest
+    absolute one; rows of zeros fill the last part."""
     hidden, width = stack.w_in.shape[1:]
     bytes_per_row = 8 * (width + hidden)
     rows = -(-len(x) // parts)
@@ -100,7 +97,7 @@ def pass_part(
     held = min(memory, (PASS_ROWS if parts == 1 else CORE_ROWS) * bytes_per_row)
     outputs = map_over_rows(run, (x,), bytes_per_row, held)
     error = weight * (outputs - pred)
-    return outputs, *mesh.whole((jnp.sum(error**2), jnp.max(jnp.abs(error))))
+    return outputs, *mesh.whole((jnp.sum(error**2, axis=0), jnp.max(jnp.abs(error), axis=0)))
 
 
 class Noise(NamedTuple):
@@ -131,38 +128,6 @@ def float32_noise(
 def arranged_on_host(stack: Stack, arrangement: Int[np.ndarray, "L 2"]) -> Stack:
     """The stack in that arrangement, as NumPy arrays."""
     return jax.tree.map(np.asarray, stack).arranged(np.asarray(arrangement))
-
-
-def noise_of_pred(pred: Float[np.ndarray, "N o"], decimals: int | None = None, sigma: float | None = None) -> float | None:
-    """RMS of pred's own noise: as declared (`sigma`), or of rounding to `decimals`, which are found where not given.
-
-    Noise that is not declared is never inferred: None.
-    """
-    if sigma is not None:
-        return sigma
-    decimals = rounded_to(pred) if decimals is None else decimals
-    return None if decimals is None else 10.0**-decimals / float(np.sqrt(12))
-
-
-def rounded_to(pred: Float[np.ndarray, "N o"]) -> int | None:
-    """The number of decimals that every value of pred is rounded to; None where float32 itself is as coarse."""
-    values = pred.astype(np.float64)
-    resolution = np.spacing(np.abs(pred).max()).astype(np.float64)
-    for decimals in range(7):
-        if 10.0**-decimals < 8 * resolution:
-            return None
-        if np.all(np.abs(values - np.round(values, decimals)) <= np.spacing(np.abs(pred)).astype(np.float64)):
-            return decimals
-    return None
-
-
-def judge(mse: float, pred: Float[np.ndarray, "N o"], noise: Noise, ties: bool) -> Outcome:
-    """The outcome that a verified MSE stands for."""
-    if mse <= exact_mse(pred):
-        return Outcome.EXACT_UP_TO_TIES if ties else Outcome.EXACT
-    if noise.pred is not None and np.sqrt(mse) <= 2 * noise.floor:
-        return Outcome.NOISE_FLOOR
-    return Outcome.NOT_SOLVED
 
 
 @program(static_argnames=("memory",), quick=True)
@@ -277,20 +242,24 @@ def duplicate_pieces(puzzle: Puzzle) -> list[list[int]]:
 
 
 def float64_errors(
-    stack: Stack, arrangement, x, pred, stopped: Callable[[], bool] = lambda: False
+    stack: Stack, x: Float[np.ndarray, "N d"], pred: Float[np.ndarray, "N o"], stopped: Callable[[], bool] = lambda: False
 ) -> Mapping[str, float] | None:
-    """MSE and largest absolute error of the float64 replay over all rows; None once `stopped` says so."""
-    ordered, x, pred = arranged_on_host(stack, arrangement), np.asarray(x), np.asarray(pred)
+    """MSE and largest absolute error of the float64 replay of a stack over all rows; None once `stopped` says so."""
     squares = largest = 0.0
     for start in range(0, len(x), PASS_ROWS):
         if mesh.agreed(int(stopped())):
             return None
-        error = np.abs(replay(ordered, x[start : start + PASS_ROWS]) - pred[start : start + PASS_ROWS])
+        error = np.abs(replay(stack, x[start : start + PASS_ROWS]) - pred[start : start + PASS_ROWS])
         squares, largest = squares + float(np.sum(error**2)), max(largest, float(np.max(error)))
     return {"mse": squares / pred.size, "max_abs_error": largest}
 
 
-def tie_groups(puzzle: Puzzle, arrangement, moves: Int[np.ndarray, "K 3"]) -> Sequence[Sequence[int]]:
-    """All groups of interchangeable pieces, each once."""
-    groups = tied_pieces(puzzle, arrangement, moves) + duplicate_pieces(puzzle)
-    return tuple(dict.fromkeys(tuple(sorted(group)) if len(group) == 2 else tuple(group) for group in groups))
+def tie_groups(
+    puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"], moves: Int[np.ndarray, "K 3"], twins: Sequence[Sequence[int]] = ()
+) -> Sequence[Sequence[int]]:
+    """All groups of interchangeable pieces, each once: what the moves exchange, twins, and pieces that are equal."""
+    groups = [*tied_pieces(puzzle, arrangement, moves), *twins, *duplicate_pieces(puzzle)]
+    groups = dict.fromkeys(tuple(sorted(group)) if len(group) == 2 else tuple(group) for group in groups)
+    equal = {pair for group in duplicate_pieces(puzzle) for pair in itertools.combinations(sorted(group), 2)}
+    by_halves = lambda of: len(of) == 4 and {tuple(sorted(of[k::2])) for k in (0, 1)} <= equal  # noqa: E731
+    return tuple(group for group in groups if not by_halves(group))

@@ -164,9 +164,11 @@ def verdict(solution: Solution, expected_sha256: str | None) -> list[str]:
     if solution.solved:
         lines = [f"solved, {solution.outcome.value.replace('_', ' ')}: {error}"]
     else:
-        of_variance = f", {solution.mse_of_variance:.2g} of pred's variance"
+        share = solution.mse_of_variance
+        of_variance = "" if share is None else f", {share:.2g} of pred's variance"
         lines = [f"NOT SOLVED ({solution.stop_reason}); the best so far: {error}{of_variance}"]
         lines += [] if solution.reason is None else [solution.reason]
+    lines += solution.notes
     lines += [f"interchangeable pieces: {', '.join(map(str, group))}" for group in solution.ties]
     if solution.doubtful:
         lines.append(f"input halves with a doubtful partner: {', '.join(map(str, solution.doubtful))}")
