@@ -62,8 +62,10 @@ def test_rounded_predictions_give_the_right_answer_where_they_tell_it(decimals):
     rounded = dataclasses.replace(puzzle, pred=np.round(puzzle.pred, decimals))
     solution = dropjax.solve(rounded)
     assert solution.permutation == permutation
-    assert solution.outcome is Outcome.NOISE_FLOOR
-    assert solution.notes == (f"measured by pred's rounding to {decimals} decimals",)
+    # To five decimals it is rounded more finely than an exact answer has to be.
+    exact = decimals == 5
+    assert solution.outcome is (Outcome.EXACT if exact else Outcome.NOISE_FLOOR)
+    assert solution.notes == (() if exact else (f"measured by pred's rounding to {decimals} decimals",))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -142,7 +144,8 @@ def test_an_order_that_fits_better_is_moved_to():
     np.testing.assert_array_equal(rivals.towards_fitting(wrong), right.arrangement)
     assert rivals.towards_fitting(right) is None
     assert rivals.near_rivals(right).orders == []
-    np.testing.assert_array_equal(rivals.near_rivals(wrong._replace(yardstick=Yardstick.of(rounded.pred, sigma=10.0))).better, right.arrangement)  # fmt: skip
+    loosely = wrong._replace(yardstick=Yardstick.of(rounded.pred, sigma=10.0))
+    np.testing.assert_array_equal(rivals.near_rivals(loosely).better, right.arrangement)
 
 
 def test_orders_of_the_search_that_fit_as_well_are_rivals():
