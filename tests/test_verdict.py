@@ -13,7 +13,7 @@ from dropjax.core.protocols import StopReason
 from dropjax.core.puzzle import Puzzle
 from dropjax.core.solution import Outcome
 from dropjax.core.stack import ACTIVATIONS, replay
-from dropjax.search import causes, ladder, rivals, strategies, twins, verify
+from dropjax.search import causes, ladder, rivals, solving, strategies, twins, verdict, verify, yardstick
 from dropjax.search.answer import Answer
 from dropjax.search.problem import Problem
 from dropjax.search.yardstick import Yardstick
@@ -62,8 +62,10 @@ def test_rounded_predictions_give_the_right_answer_where_they_tell_it(decimals):
     rounded = dataclasses.replace(puzzle, pred=np.round(puzzle.pred, decimals))
     solution = dropjax.solve(rounded)
     assert solution.permutation == permutation
-    assert solution.outcome is Outcome.NOISE_FLOOR
-    assert solution.notes == (f"measured by pred's rounding to {decimals} decimals",)
+    # To five decimals it is rounded more finely than an exact answer has to be.
+    exact = decimals == 5
+    assert solution.outcome is (Outcome.EXACT if exact else Outcome.NOISE_FLOOR)
+    assert solution.notes == (() if exact else (f"measured by pred's rounding to {decimals} decimals",))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -158,6 +160,19 @@ def test_orders_of_the_search_that_fit_as_well_are_rivals():
     found = rivals.searched_rivals(answer._replace(passed=noisy), passes)
     assert len(found) == 1
     np.testing.assert_array_equal(found[0], near)
+
+
+def test_an_exact_answer_gives_way_to_a_neighbour_that_is_nearer(monkeypatch):
+    # A wrong order counts as exact, as swaps of a deep stack's neighbours do.
+    monkeypatch.setattr(yardstick, "EXACT", 1.0)
+    monkeypatch.setattr(strategies, "_straightened", lambda _, arrangement: arrangement)
+    monkeypatch.setattr(solving, "finished", lambda _, arrangement: arrangement)
+    monkeypatch.setattr(verdict, "near_rivals", lambda *_: rivals.Rivals())
+    puzzle, permutation = planted(3)
+    blocks = np.reshape(permutation[:-1], (-1, 2))[[1, 0, 2, 3, 4, 5]]
+    solution = dropjax.solve(puzzle, initial_order=[*map(int, blocks.ravel()), permutation[-1]], verify="full")
+    assert solution.permutation == permutation
+    assert solution.outcome is Outcome.EXACT
 
 
 # Offsets and scales
@@ -274,7 +289,8 @@ def test_another_activation_is_found_and_said(asked, trained):
 @pytest.mark.parametrize("trained", [*ACTIVATIONS, "leaky_relu(0.3)", "leaky_relu(-0.05)"])
 def test_every_activation_is_told_from_the_others(trained):
     puzzle, permutation = planted(3)
-    puzzle = with_pred(puzzle, permutation, trained)
+    wide = dataclasses.replace(puzzle, x=4 * puzzle.x)  # relu6 is relu up to 6
+    puzzle = with_pred(wide, permutation, trained)
     asked = "silu" if trained != "silu" else "relu"
     stack = verify.arranged_on_host(puzzle.stack(asked), puzzle.arrangement(permutation))
     found = causes.other_activation(stack, puzzle.x, puzzle.pred)
