@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from dropjax import mesh
+from dropjax.runtime import mesh
 from dropjax.network.protocol import Network, State
 
 

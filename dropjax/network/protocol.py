@@ -16,7 +16,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PyTree
 
-from dropjax.puzzle import InputError
+from dropjax.core.errors import InputError
 
 State = PyTree[Array, "N ..."]
 """What goes from block to block: arrays whose first axis is rows."""

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from dropjax import mesh
-from dropjax.device import MEMORY, side_by_side, workers
+from dropjax.runtime import mesh
+from dropjax.runtime.device import MEMORY, side_by_side, workers
 from dropjax.network.exact import Plan, Scored, plan, run_plan
 from dropjax.network.protocol import Network, State
 
