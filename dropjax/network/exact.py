@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from dropjax.runtime import mesh
 from dropjax.network.protocol import Network, State
+from dropjax.runtime import mesh
 
 
 class Plan(NamedTuple):

@@ -17,11 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dropjax.network import moves
 from dropjax.network.moves import Moves
 from dropjax.network.protocol import Network, State
+
+HIGHEST = lax.Precision.HIGHEST
+
+RIDGES = (1e-3, 1e-2, 0.1, 1.0)
+"""Of the regressions on flips, in units of the flips' mean square sum."""
 
 MOVES_AT_ONCE = 512
 """Moves whose pairs of steps are held at the same time."""
@@ -67,59 +72,60 @@ def linearise(
     arrangement: Int[Array, "L P"],
     x: State,
     target: PyTree | None,
-    noise: Float[Array, "count"] | Array,
+    key: Key[Array, ""],
     count: int,
 ) -> Linearised:
-    """One pass forward and 1 + `count` back; `noise` is a key for the random combinations."""
+    """One pass forward and 1 + `count` back; `key` draws the random combinations."""
     subs = network.steps if network.in_turn else (network.run,)
 
     def of_parts(parts, s: int):
         return parts[s] if network.in_turn else parts
 
     def forward(state: State, row: Int[Array, " P"]):
-        parts, before = network.pick(row), []
+        parts, before, residuals = network.pick(row), [], []
         for s, step in enumerate(subs):
             before.append(state)
             state = step(of_parts(parts, s), state)
-        return state, tuple(before)
+            residuals.append([a - b for a, b in zip(_floats(state), _floats(before[-1]), strict=True)])
+        return state, (tuple(before), jax.tree.map(lambda *a: jnp.stack(a), *residuals))
 
-    last, before = lax.scan(forward, x, arrangement)
+    last, (before, residuals) = lax.scan(forward, x, arrangement)
+    residuals = [r.reshape(-1, *r.shape[2:3], r[0, 0, 0].size) for r in residuals]
 
     def outputs_of(floats: list) -> Float[Array, "N o"]:
         return flat_outputs(network.read_out(_with_floats(last, floats)))
 
     outputs, back = jax.vjp(outputs_of, _floats(last))
-    combinations, error = _combinations(network, network.read_out(last), target, noise, count)
+    combinations, error = _combinations(network, network.read_out(last), target, key, count)
     g = jax.vmap(lambda v: back(v.astype(outputs.dtype))[0])(combinations)
 
+    def increments(u: list[Float[Array, "c N ..."]]) -> Float[Array, "F N c"]:
+        """Inner products of one step's U with every step's R."""
+        flat = [a.reshape(*a.shape[:2], -1) for a in u]
+        products = (jnp.einsum("cnd,fnd->fnc", a, r, precision=HIGHEST) for a, r in zip(flat, residuals, strict=True))
+        return jnp.asarray(sum(products))
+
     def backward(g: list, of_block: tuple[Int[Array, " P"], tuple[State, ...]]):
-        (row, states), increments = of_block, []
+        (row, states), found = of_block, []
         parts = network.pick(row)
         for s in reversed(range(len(subs))):
             through = lambda floats, s=s: _floats(subs[s](of_parts(parts, s), _with_floats(states[s], floats)))  # noqa: E731
-            after, back = jax.vjp(through, _floats(states[s]))
+            _, back = jax.vjp(through, _floats(states[s]))
             earlier = jax.vmap(lambda v, back=back: back(v)[0])(g)
-            residual = [a - b for a, b in zip(after, _floats(states[s]), strict=True)]
-            increments.append(([a - b for a, b in zip(earlier, g, strict=True)], residual))
+            found.append(increments([a - b for a, b in zip(earlier, g, strict=True)]))
             g = earlier
-        return g, jax.tree.map(lambda *a: jnp.stack(a), *increments[::-1])
+        return g, jnp.stack(found[::-1])
 
-    _, (increments, residuals) = lax.scan(backward, g, (arrangement, before), reverse=True)
-    depth = len(arrangement) * len(subs)
-
-    def inner(u: Float[Array, "L s c N ..."], r: Float[Array, "L s N ..."]) -> Float[Array, "F F N c"]:
-        rows = r.shape[2]
-        u, r = u.reshape(depth, count + 1, rows, -1), r.reshape(depth, rows, -1)
-        return jnp.einsum("acnd,bnd->abnc", u, r, precision=lax.Precision.HIGHEST)
-
-    one_way = sum(inner(u, r) for u, r in zip(increments, residuals, strict=True))
-    delta = jnp.asarray(one_way) - jnp.swapaxes(one_way, 0, 1)
-    upper = jnp.triu(jnp.ones((depth, depth), bool), 1)
+    _, one_way = lax.scan(backward, g, (arrangement, before), reverse=True)
+    size = len(arrangement) * len(subs)
+    one_way = one_way.reshape(size, size, *error.shape)
+    delta = one_way - jnp.swapaxes(one_way, 0, 1)
+    upper = jnp.triu(jnp.ones((size, size), bool), 1)
     return Linearised(jnp.where(upper[:, :, None, None], delta, 0).astype(jnp.float32), error)
 
 
 def _combinations(
-    network: Network, outputs: PyTree[Array, "N ..."], target: PyTree | None, noise: Array, count: int
+    network: Network, outputs: PyTree[Array, "N ..."], target: PyTree | None, key: Key[Array, ""], count: int
 ) -> tuple[Float[Array, "c N o"], Float[Array, "N c"]]:
     """The gradient of each row's loss by its outputs, and `count` combinations whose squares add up to its curvature; and
     minus the step to the least loss that gradient and curvature point to, in these combinations."""
@@ -134,10 +140,11 @@ def _combinations(
         random = jnp.tile(jnp.eye(count, size)[:, None], (1, rows, 1))
         spread = 1.0
     else:
-        random = jax.random.normal(noise, (count, rows, size), flat.dtype)
+        random = jax.random.normal(key, (count, rows, size), flat.dtype)
         spread = count
-    gradient, curvature = jax.jvp(jax.grad(total), (flat,), (random[0],))
-    by_row = jnp.sum(curvature * random[0], axis=1) / jnp.maximum(jnp.sum(random[0] ** 2, axis=1), 1e-30)
+    probe = jax.random.rademacher(key, flat.shape, flat.dtype)
+    gradient, bent = jax.jvp(jax.grad(total), (flat,), (probe,))
+    by_row = jnp.mean(bent * probe, axis=1)  # an estimate of the Hessian's mean diagonal
     by_row = jnp.maximum(by_row, 1e-6 * jnp.maximum(jnp.mean(by_row), 0) + 1e-30)
     vectors = random * jnp.sqrt(by_row / 2 / spread)[:, None]
     error = jnp.einsum("cno,no->nc", vectors, -gradient / by_row[:, None])
@@ -168,3 +175,34 @@ def predicted(network: Network, at: Linearised, candidates: Moves) -> Float[np.n
         change = (pairs.astype(np.float32) @ flips).reshape(-1, rows, count)
         found.append((change[:, :, 0] + np.sum(change[:, :, 1:] ** 2, axis=2)).mean(axis=1))
     return np.concatenate(found)
+
+
+def proposals(network: Network, arrangement: Int[np.ndarray, "L P"], at: Linearised) -> Int[np.ndarray, "K L P"]:
+    """Arrangements that regressions of the error on all flips ask for; K is always the same.
+
+    Ridge regressions tell how much of each pair's flip the error asks for, all at once, also where flips make up for one
+    another and no move alone helps. Each step's expected place is its own plus the flips that it is to make (Borda's count).
+    """
+    size = at.flips.shape[0]
+    a, b = np.triu_indices(size, 1)
+    flips = np.asarray(at.flips, np.float64)[a, b][:, :, 1:].reshape(len(a), -1)
+    values, vectors = np.linalg.eigh(flips.T @ flips)
+    along = vectors.T @ np.asarray(at.error, np.float64)[:, 1:].reshape(-1)
+    found = []
+    for ridge in RIDGES:
+        share = flips @ (vectors @ (along / (np.maximum(values, 0) + ridge * max(values.sum() / len(a), 1e-300))))
+        for asked in (share, share / 2, 2 * share, share > 0.3, share > 0.7):
+            made = np.clip(np.asarray(asked, np.float64), 0, 1)
+            place = np.arange(size) + np.bincount(a, made, size) - np.bincount(b, made, size)
+            found.append(_by_place(network, arrangement, place))
+    return np.stack(found)
+
+
+def _by_place(
+    network: Network, arrangement: Int[np.ndarray, "L P"], place: Float[np.ndarray, " F"]
+) -> Int[np.ndarray, "L P"]:
+    """Each kind's parts, or the blocks, in the order of their steps' places."""
+    if not network.in_turn:
+        return arrangement[np.argsort(place, kind="stable")]
+    by_kind = place.reshape(network.depth, network.kinds)
+    return np.stack([arrangement[np.argsort(by_kind[:, p], kind="stable"), p] for p in range(network.kinds)], axis=1)

@@ -25,8 +25,10 @@ def every_move(depth: int, masks: Sequence[int]) -> Moves:
     """All exchanges and all insertions but those of neighbours, which are exchanges, of parts of these sets of kinds."""
     i, j = np.triu_indices(depth, 1)
     out, into = np.nonzero(np.abs(np.subtract.outer(np.arange(depth), np.arange(depth))) > 1)
-    positions = np.concatenate([np.stack([np.full_like(i, SWAP), i, j], 1), np.stack([np.full_like(out, INSERTION), out, into], 1)])
-    return np.concatenate([np.column_stack([positions, np.full(len(positions), mask)]) for mask in masks]).astype(np.int32)
+    swaps, insertions = np.stack([np.full_like(i, SWAP), i, j], 1), np.stack([np.full_like(out, INSERTION), out, into], 1)
+    positions = np.concatenate([swaps, insertions])
+    mask = np.repeat(np.array(masks, int), len(positions))
+    return np.column_stack([np.tile(positions, (len(masks), 1)), mask]).astype(np.int32)
 
 
 def sources(moves: Moves, depth: int) -> Int[np.ndarray, "K L"]:
@@ -69,11 +71,43 @@ def combined(arrangement: Int[np.ndarray, "L P"], moves: Moves, most: int) -> In
     return np.stack(found[1:]) if len(found) > 1 else np.zeros((0, *arrangement.shape), arrangement.dtype)
 
 
-def in_words(move: Int[np.ndarray, "4"], kinds: int) -> str:
-    """What a move does, for people."""
-    what, i, j, mask = map(int, move)
-    moving = [p for p in range(kinds) if mask >> p & 1]
-    parts = "blocks" if len(moving) == kinds else f"parts of kind {' and '.join(map(str, moving))}"
-    if what == SWAP:
-        return f"exchange the {parts} at positions {i} and {j}"
-    return f"take the {parts.removesuffix('s') if parts == 'blocks' else parts} at position {i} out and put {'it' if parts == 'blocks' else 'them'} in at {j}"
+def mending(arrangement: Int[np.ndarray, "L P"]) -> Moves:
+    """The fewest exchanges, or insertions if those are fewer, that one after another make this arrangement of parts that
+    stand in their own order; kinds that need the same ones are moved together."""
+    kinds = arrangement.shape[1]
+    masks: dict[tuple[int, ...], int] = {}
+    for p in range(kinds):
+        order = tuple(map(int, arrangement[:, p]))
+        masks[order] = masks.get(order, 0) | 1 << p
+    found = [(*move, mask) for order, mask in masks.items() for move in min(_swaps(order), _insertions(order), key=len)]
+    return np.array(found, np.int32).reshape(-1, 4)
+
+
+def _swaps(order: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Exchanges that make `order` of 0, 1, 2, …, along its cycles."""
+    at, found = list(range(len(order))), []
+    for k, wanted in enumerate(order):
+        if at[k] != wanted:
+            j = at.index(wanted)
+            at[k], at[j] = at[j], at[k]
+            found.append((SWAP, k, j))
+    return found
+
+
+def _insertions(order: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Insertions that make `order` of 0, 1, 2, …: those that are in no longest increasing run of it are put in again."""
+    longest: list[list[int]] = []
+    for wanted in order:
+        before = max((run for run in longest if run[-1] < wanted), key=len, default=[])
+        longest.append([*before, wanted])
+    stay = set(max(longest, key=len))
+    at, found = list(range(len(order))), []
+    for k, wanted in enumerate(order):
+        if wanted in stay:
+            continue
+        i = at.index(wanted)
+        at.remove(wanted)
+        j = at.index(order[k - 1]) + 1 if k else 0
+        at.insert(j, wanted)
+        found.append((INSERTION, i, j))
+    return found

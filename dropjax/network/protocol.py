@@ -201,4 +201,6 @@ def _alike(name: str, what: str, expected: PyTree, got: PyTree, types: bool = Tr
         same = ours.shape == theirs.shape and (ours.dtype == theirs.dtype or not types)
         if not same:
             where = f"{name}{jax.tree_util.keystr(path)}"
-            raise InputError(f"{where}: expected {ours.dtype}{list(ours.shape)} as {what}, got {theirs.dtype}{list(theirs.shape)}")
+            raise InputError(
+                f"{where}: expected {ours.dtype}{list(ours.shape)} as {what}, got {theirs.dtype}{list(theirs.shape)}"
+            )
