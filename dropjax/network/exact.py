@@ -39,7 +39,7 @@ class Plan(NamedTuple):
 
 def plan(arrangements: Int[np.ndarray, "K L P"], capacity: int, together: int = 1) -> tuple[Plan, int]:
     """The plan for K ≤ `capacity` arrangements, and how many blocks it runs; `together` of them in a step."""
-    count, depth, kinds = arrangements.shape
+    count, depth, _ = arrangements.shape
     root, spare = 2 * capacity, 2 * capacity + 1
     parts, lengths, sources, results, blocks = [], [], [], [], 0
     slot = np.full(count, root)

@@ -1,8 +1,8 @@
 """Any residual network as data: blocks of P parts, and the functions that run them.
 
-A network has L positions. A block at a position is made of P *parts*, one of each kind: for a transformer, say, the attention
-and the MLP. `parts` holds each kind as one pytree whose arrays have a leading axis of L. An *arrangement* [L, P] says which
-part of each kind stands at each position; every search walks over arrangements of one `Network` that never changes.
+A network has L positions. The block at a position is made of P *parts*, one of each kind: the attention and the MLP of a
+transformer, say. `parts` holds each kind as one pytree whose arrays have a leading axis of L. An *arrangement* [L, P] says
+which part of each kind stands at each position; every search walks over arrangements of one `Network` that never changes.
 """
 
 from collections.abc import Callable, Sequence

@@ -67,9 +67,9 @@ def order(
     of the network in its right order.
 
     `loss(outputs, target)` gives each row's loss [N]; the mean squared error by default. With a loss of its own, `target` may
-    be anything with N rows, and is only then compared with the outputs where it has their shapes. Without a target, `loss` is
-    a function of the outputs alone. What a block or a loss has bound as data in a `jax.tree_util.Partial` may change without
-    anything being compiled anew.
+    be anything with N rows, and is compared with the outputs only where it has their shapes. Without a target, `loss` is a
+    function of the outputs alone. What a `jax.tree_util.Partial` among these functions has bound is data: another call may
+    bind other arrays of the same shapes, and nothing is compiled anew.
 
     `start` is the arrangement that the search starts from, by default the parts as they stand. With `time_limit`, in
     seconds, it goes on until that is over, else for `ATTEMPTS` descents. Arrays of states take up to half of `memory`, in
