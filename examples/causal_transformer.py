@@ -18,9 +18,9 @@ from common import descend_naively, drop, report
 import dropjax
 
 LETTERS = "\n abcdefghijklmnopqrstuvwxyz.,"
-NOUNS = "cat dog bird child teacher river stone garden king ship".split()
-VERBS = "sees hears finds follows carries paints loves fears".split()
-WORDS = "small old quiet red clever happy cold slow".split()
+NOUNS = ["cat", "dog", "bird", "child", "teacher", "river", "stone", "garden", "king", "ship"]
+VERBS = ["sees", "hears", "finds", "follows", "carries", "paints", "loves", "fears"]
+WORDS = ["small", "old", "quiet", "red", "clever", "happy", "cold", "slow"]
 
 
 def text(rng: np.random.Generator, length: int) -> np.ndarray:
@@ -33,6 +33,7 @@ def text(rng: np.random.Generator, length: int) -> np.ndarray:
 
 
 def normalised(x, gain):
+    """Each state divided by its RMS."""
     return gain * x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
 
 
@@ -71,10 +72,12 @@ def start(rng: np.random.Generator, blocks: int, width: int, length: int):
 
 
 def embed(ends, letters):
+    """The states before the first block."""
     return ends["letters"][letters] + ends["places"][: letters.shape[1]]
 
 
 def logits(ends, x):
+    """Of the next letters, from the last states."""
     return normalised(x, ends["gain"]) @ ends["out"]
 
 

@@ -12,7 +12,10 @@ def normalised(x):
 
 
 def dense(rng, L, out, into):
-    return {"weight": (rng.normal(size=(L, out, into)) / np.sqrt(into)).astype(np.float32), "bias": (rng.normal(size=(L, out)) / 4).astype(np.float32)}
+    return {
+        "weight": (rng.normal(size=(L, out, into)) / np.sqrt(into)).astype(np.float32),
+        "bias": (rng.normal(size=(L, out)) / 4).astype(np.float32),
+    }
 
 
 def linear(x, p):
@@ -44,7 +47,11 @@ def transformer(rng, L=4, d=6, h=8, tokens=3, rows=4):
 def plain(rng, L=5, d=6, rows=7):
     """(block, parts of P = 1, x): a smooth residual block of one array."""
     w = (rng.normal(size=(L, d, d)) / np.sqrt(d)).astype(np.float32)
-    return lambda p, x: x + SMALL * jnp.tanh(jnp.matmul(x, p[0].T, precision="highest")), (w,), rng.normal(size=(rows, d)).astype(np.float32)
+    return (
+        lambda p, x: x + SMALL * jnp.tanh(jnp.matmul(x, p[0].T, precision="highest")),
+        (w,),
+        rng.normal(size=(rows, d)).astype(np.float32),
+    )
 
 
 def thirds(rng, L=3, d=5, rows=6):
@@ -54,7 +61,11 @@ def thirds(rng, L=3, d=5, rows=6):
     def block(p, state):
         a, (b, shift) = state["a"], state["rest"]
         a = a + SMALL * jnp.tanh(jnp.matmul(b, p[0].T, precision="highest") + shift[:, None])
-        b = b + SMALL * jnp.sin(jnp.matmul(a, p[1].T, precision="highest")) + 0.1 * jnp.matmul(a, p[2].T, precision="highest")
+        b = (
+            b
+            + SMALL * jnp.sin(jnp.matmul(a, p[1].T, precision="highest"))
+            + 0.1 * jnp.matmul(a, p[2].T, precision="highest")
+        )
         return {"a": a, "rest": (b, shift)}
 
     a, b = rng.normal(size=(2, rows, d)).astype(np.float32)

@@ -21,7 +21,9 @@ def drawn(make, seed=0, count=20):
     arrangements = np.stack([[rng.permutation(L) for _ in range(P)] for _ in range(count)]).swapaxes(1, 2).astype(np.int32)
     arrangements[1] = arrangements[0]
     arrangements[2, :2], arrangements[3] = arrangements[0, :2], arrangements[0, ::-1]
-    target = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), networks.outputs(block, parts, arrangements[0], x))
+    target = jax.tree.map(
+        lambda a: rng.normal(size=a.shape).astype(np.float32), networks.outputs(block, parts, arrangements[0], x)
+    )
     return block, parts, x, target, arrangements
 
 

@@ -1,5 +1,7 @@
 """First-order scores against sums of exact flips, finite differences and the definition."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import networks
@@ -11,15 +13,17 @@ from dropjax.network import first_order, moves, protocol
 IN_TURN = (networks.attention, networks.mlp)
 
 
+def smaller(step, size, p, x):
+    return x + size * (step(p, x) - x)
+
+
 def network_of(name, rng, size=0.02):
-    """A network whose residuals are so small that first order is exact but for a few percent, an arrangement, and its rows."""
+    """A network of residuals so small that first order errs by a few percent, an arrangement, and its rows."""
     block, parts, x = networks.transformer(rng) if name != "P=1" else networks.plain(rng)
     if name == "in turn":
-        scaled = tuple((lambda step: lambda p, x: x + size * (step(p, x) - x))(step) for step in IN_TURN)
-        block = scaled
+        block = tuple(partial(smaller, step, size) for step in IN_TURN)
     else:
-        whole = block
-        block = lambda p, x: x + size * (whole(p, x) - x)  # noqa: E731
+        block = partial(smaller, block, size)
     network = protocol.make(block, parts)
     at = np.stack([rng.permutation(network.depth) for _ in parts], axis=1).astype(np.int32)
     return network, at, x

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from dropjax.network.protocol import Network, State
 from dropjax.runtime import mesh
@@ -79,7 +79,7 @@ class Scored(NamedTuple):
 
     losses: Float[Array, "C N"]
     """Of each row; those beyond the plan's count are 0."""
-    outputs: PyTree[Array, "N ..."]
+    outputs: PyTree[Shaped[Array, "N ..."]]
     """The last arrangement's."""
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from dropjax.network import moves
 from dropjax.network.moves import Moves
@@ -61,7 +61,7 @@ def _with_floats(state: State, floats: list[Float[Array, "N ..."]]) -> State:
     return jax.tree.unflatten(tree, [next(rest) if jnp.issubdtype(a.dtype, jnp.inexact) else a for a in leaves])
 
 
-def flat_outputs(outputs: PyTree[Array, "N ..."]) -> Float[Array, "N o"]:
+def flat_outputs(outputs: PyTree[Shaped[Array, "N ..."]]) -> Float[Array, "N o"]:
     """All outputs of each row side by side."""
     return jax.vmap(lambda row: ravel_pytree(row)[0])(outputs)
 
@@ -125,7 +125,7 @@ def linearise(
 
 
 def _combinations(
-    network: Network, outputs: PyTree[Array, "N ..."], target: PyTree | None, key: Key[Array, ""], count: int
+    network: Network, outputs: PyTree[Shaped[Array, "N ..."]], target: PyTree | None, key: Key[Array, ""], count: int
 ) -> tuple[Float[Array, "c N o"], Float[Array, "N c"]]:
     """The gradient of each row's loss by its outputs, and `count` combinations whose squares add up to its curvature; and
     minus the step to the least loss that gradient and curvature point to, in these combinations."""

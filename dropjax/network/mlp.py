@@ -1,4 +1,7 @@
-"""The MLP stack as a network of P = 2: input halves and output halves. `dropjax.solve` orders it faster, with its own kernels."""
+"""The MLP stack as a network of P = 2: its parts are input halves and output halves.
+
+`dropjax.solve` orders it faster, with kernels of its own.
+"""
 
 from functools import cache
 

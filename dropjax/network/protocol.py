@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from dropjax.core.errors import InputError
 
-State = PyTree[Array, "N ..."]
+State = PyTree[Shaped[Array, "N ..."]]
 """What goes from block to block: arrays whose first axis is rows."""
 Block = Callable[[tuple[PyTree, ...], State], State] | Sequence[Callable[[PyTree, State], State]]
 """`block(parts, state)` with one part of each kind, or for each kind a function `(part, state)`, to be run in turn."""
@@ -31,7 +31,7 @@ class Network:
 
     steps: tuple[Partial, ...]
     """One function of all P parts, or a function of one part for each kind; each takes and returns a state."""
-    parts: tuple[PyTree[Array, "L ..."], ...]
+    parts: tuple[PyTree[Shaped[Array, "L ..."]], ...]
     read_out: Partial
     """Outputs of the last state; a pytree of arrays whose first axis is rows."""
     row_loss: Partial
@@ -65,7 +65,7 @@ class Network:
         return state
 
 
-def squared_error(outputs: PyTree[Array, "N ..."], target: PyTree[Array, "N ..."]) -> Float[Array, " N"]:
+def squared_error(outputs: PyTree[Shaped[Array, "N ..."]], target: PyTree[Shaped[Array, "N ..."]]) -> Float[Array, " N"]:
     """Mean over each row's outputs of the squared differences from the target."""
     ours, theirs = jax.tree.leaves(outputs), jax.tree.leaves(target)
     sums = sum(jnp.sum((a - b) ** 2, axis=tuple(range(1, a.ndim))) for a, b in zip(ours, theirs, strict=True))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Float, Int, PyTree, Shaped
 
 from dropjax.core.options import MEMORY
 from dropjax.network.exact import Plan, Scored, plan, run_plan
@@ -82,7 +82,9 @@ class Scorer:
         """Means of `row_losses`."""
         return self.row_losses(arrangements, rows).mean(axis=1, dtype=np.float64) if len(arrangements) else np.zeros(0)
 
-    def outputs_of(self, arrangement: Int[np.ndarray, "L P"], rows: int | None = None) -> PyTree[np.ndarray, "n ..."]:
+    def outputs_of(
+        self, arrangement: Int[np.ndarray, "L P"], rows: int | None = None
+    ) -> PyTree[Shaped[np.ndarray, "n ..."]]:
         """The outputs over the first `rows` rows, or all of them."""
         rows = rows or self.rows
         one = self._plan(arrangement[None], rows)

@@ -1,16 +1,18 @@
 """`order` and `check_order`: any residual network's parts put back where they belong."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import count
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int, PyTree, Shaped
 
 from dropjax.core.errors import InputError
 from dropjax.core.options import MEMORY
@@ -22,6 +24,7 @@ from dropjax.network.scorer import Scorer
 from dropjax.network.search import Descent, Search
 from dropjax.network.verdict import RIVALS, Judge, undecided
 from dropjax.runtime import mesh
+from dropjax.runtime.device import describe
 from dropjax.runtime.journal import Journal
 
 ENOUGH = 8192
@@ -44,9 +47,9 @@ T = TypeVar("T")
 
 def order(
     block: Block,
-    parts: Sequence[PyTree[Array, "L ..."]],
+    parts: Sequence[PyTree[Shaped[Array, "L ..."]]],
     x: State,
-    target: PyTree[Array, "N ..."] | None = None,
+    target: PyTree[Shaped[Array, "N ..."]] | None = None,
     *,
     read_out: Callable[[State], PyTree] | None = None,
     loss: Callable[..., Array] | None = None,
@@ -66,8 +69,8 @@ def order(
     [N, …] or a pytree of such. `target` is what `read_out(state)`, the state itself by default, gave behind the last block
     of the network in its right order.
 
-    `loss(outputs, target)` gives each row's loss [N]; the mean squared error by default. With a loss of its own, `target` may
-    be anything with N rows, and is compared with the outputs only where it has their shapes. Without a target, `loss` is a
+    `loss(outputs, target)` gives each row's loss [N]; the mean squared error by default. Where it is given, `target` may be
+    anything with N rows, and is compared with the outputs only where it has their shapes. Without a target, `loss` is a
     function of the outputs alone. What a `jax.tree_util.Partial` among these functions has bound is data: another call may
     bind other arrays of the same shapes, and nothing is compiled anew.
 
@@ -93,9 +96,9 @@ def order(
 
 def check_order(
     block: Block,
-    parts: Sequence[PyTree[Array, "L ..."]],
+    parts: Sequence[PyTree[Shaped[Array, "L ..."]]],
     x: State,
-    target: PyTree[Array, "N ..."] | None = None,
+    target: PyTree[Shaped[Array, "N ..."]] | None = None,
     **options: Any,
 ) -> Check:
     """Says whether a network's parts stand in the right order, and if not, which positions are wrong and what mends it.
@@ -119,7 +122,7 @@ def rows_to_begin_with(network: Network, x: State, own_loss: bool) -> int:
     return min(rows, ROWS, max(enough, DEEP_ROWS if network.depth >= DEEP else 1))
 
 
-def _comparable(network: Network, x: State, target: PyTree | None) -> PyTree[np.ndarray, "N ..."] | None:
+def _comparable(network: Network, x: State, target: PyTree | None) -> PyTree[Shaped[np.ndarray, "N ..."]] | None:
     """The target on the host, where it has the outputs' structure, shapes and kind of numbers."""
     outputs = jax.eval_shape(network.read_out, x)
     if target is None or jax.tree.structure(outputs) != jax.tree.structure(target):
@@ -279,6 +282,21 @@ class Run:
 
     def _rivals(self, arrangement: Int[np.ndarray, "L P"]) -> moves.Moves:
         """Moves that may be no worse than the arrangement, for all that the rows tell."""
-        listed = moves.every_move(*arrangement.shape[:1], moves.kind_sets(arrangement.shape[1])[0])
+        listed = moves.every_move(len(arrangement), moves.kind_sets(arrangement.shape[1])[0])
         losses = self.scorer.losses(moves.moved(arrangement, listed))
         return undecided(self.scorer, arrangement, listed[np.argsort(losses, kind="stable")[:RIVALS]])
+
+
+def identity(parts: Sequence[PyTree], x: State, target: PyTree | None, **others: object) -> dict[str, str]:
+    """What a search's results depend on, for its journal: these arrays, and whatever else is named."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path((tuple(parts), x, target)):
+        array = np.asarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    versions = {name: version(name) for name in ("dropjax", "jax", "jaxlib")}
+    return {
+        "arrays": found.hexdigest(),
+        "device": describe(),
+        **{name: str(value) for name, value in others.items()},
+        **versions,
+    }

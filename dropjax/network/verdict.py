@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from dropjax.network import moves
 from dropjax.network.protocol import squared_error
@@ -50,7 +50,7 @@ class Judge:
     """Says whether arrangements reproduce the target. Without one that the outputs could reproduce, none does."""
 
     scorer: Scorer
-    target: PyTree[np.ndarray, "N ..."] | None
+    target: PyTree[Shaped[np.ndarray, "N ..."]] | None
     """On the host; None where the outputs cannot be compared with it."""
     default_loss: bool
     """Whether the search's loss is the mean squared error."""
@@ -81,7 +81,7 @@ class Judge:
             self.errors[key] = self._error(self.scorer.outputs_of(arrangement))
         return self.errors[key]
 
-    def _error(self, outputs: PyTree[np.ndarray, "n ..."]) -> float:
+    def _error(self, outputs: PyTree[Shaped[np.ndarray, "n ..."]]) -> float:
         """Of the first rows' outputs; of several arrays, the largest error."""
         return self._apart(outputs, self.target)
 
@@ -101,7 +101,7 @@ class Judge:
             self.noises[key] = self._apart(*outputs)
         return self.noises[key]
 
-    def _apart(self, one: PyTree[np.ndarray, "n ..."], other: PyTree[np.ndarray, "n ..."]) -> float:
+    def _apart(self, one: PyTree[Shaped[np.ndarray, "n ..."]], other: PyTree[Shaped[np.ndarray, "n ..."]]) -> float:
         """How far apart the first rows' outputs are; of several arrays, the largest difference."""
         pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), self.scales, strict=True)
         return max(rms(a, b[: len(a)]) / scale for a, b, scale in pairs)
