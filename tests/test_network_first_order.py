@@ -20,10 +20,8 @@ def smaller(step, size, p, x):
 def network_of(name, rng, size=0.02):
     """A network of residuals so small that first order errs by a few percent, an arrangement, and its rows."""
     block, parts, x = networks.transformer(rng) if name != "P=1" else networks.plain(rng)
-    if name == "in turn":
-        block = tuple(partial(smaller, step, size) for step in IN_TURN)
-    else:
-        block = partial(smaller, block, size)
+    in_turn = tuple(partial(smaller, step, size) for step in IN_TURN)
+    block = in_turn if name == "in turn" else partial(smaller, block, size)
     network = protocol.make(block, parts)
     at = np.stack([rng.permutation(network.depth) for _ in parts], axis=1).astype(np.int32)
     return network, at, x

@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     source: Int[np.ndarray, "steps together"]
     """The slots that each step reads, and those that it fills."""
     result: Int[np.ndarray, "steps together"]
-    count: Int[np.ndarray, ""]
+    real: Int[np.ndarray, ""]
     """Arrangements; as many of the following are real."""
     last: Int[np.ndarray, " C"]
     """The slot of each arrangement's last state."""
@@ -64,7 +64,7 @@ def plan(arrangements: Int[np.ndarray, "K L P"], capacity: int, together: int = 
         first=_filled(first, capacity * depth + 1),
         source=_filled(np.concatenate(sources).reshape(-1, together), capacity * depth),
         result=_filled(np.concatenate(results).reshape(-1, together), capacity * depth),
-        count=np.int32(count),  # pyright: ignore[reportArgumentType]
+        real=np.int32(count),  # pyright: ignore[reportArgumentType]
         last=_filled(slot, capacity),
     )
     return whole, blocks
@@ -78,7 +78,7 @@ class Scored(NamedTuple):
     """What a plan's arrangements gave."""
 
     losses: Float[Array, "C N"]
-    """Of each row; those beyond the plan's count are 0."""
+    """Of each row; those beyond the real ones are 0."""
     outputs: PyTree[Shaped[Array, "N ..."]]
     """The last arrangement's."""
 
@@ -117,4 +117,4 @@ def run_plan(network: Network, x: State, target: PyTree | None, plan: Plan, capa
     outputs = jax.eval_shape(network.read_out, x)
     rows = len(jax.tree.leaves(x)[0])
     nothing = Scored(jnp.zeros((capacity, rows)), jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), outputs))
-    return lax.fori_loop(0, plan.count, judge, nothing)
+    return lax.fori_loop(0, plan.real, judge, nothing)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -138,10 +139,12 @@ def verdict(found: Check, encoder: Encoder, answer: Int[np.ndarray, "L P"] | Non
     return lines
 
 
-def write_model(path: Path, checkpoint: Checkpoint, names: dict[str, str]) -> None:
+def write_model(path: Path, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
     """The checkpoint's tensors, bit for bit, under their new names."""
+    arrays = {}
     with safe_open(checkpoint.path, "numpy") as file:
-        arrays = {names[name] if name in names else name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        for name in file.keys():  # noqa: SIM118  # no mapping
+            arrays[names.get(name, name)] = file.get_tensor(name)
         metadata = file.metadata()
     atomic_write(path, lambda path: write_tensors(path, arrays, metadata))
 
@@ -183,10 +186,8 @@ def main(argv: list[str] | None = None) -> int:
                 args.checkpoint, identity(parts, x, target, model=str(encoder.settings), **options), args.resume
             )
         if not args.quiet:
-            rows, length, width = x.x.shape
-            print(
-                f"{args.model}: {len(encoder.numbers)} layers of {args.parts} parts, d = {width}, {rows} rows of {length} tokens"
-            )
+            (rows, length, width), depth = x.x.shape, len(encoder.numbers)
+            print(f"{args.model}: {depth} layers of {args.parts} parts, d = {width}, {rows} rows of {length} tokens")
         found = check_order(
             encoder.block,
             parts,
@@ -201,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         ordering = found.ordering
         if args.out is not None and ordering.solved:
-            write_model(args.out, encoder.checkpoint, dict(encoder.renamed(ordering.arrangement)))
+            write_model(args.out, encoder.checkpoint, encoder.renamed(ordering.arrangement))
         if args.json is not None:
             record = ordering.to_json() | {
                 "wrong": found.wrong,
