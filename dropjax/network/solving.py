@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from itertools import count
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree, Shaped
 
@@ -22,6 +22,7 @@ from dropjax.network.protocol import Block, Network, State
 from dropjax.network.result import Check, Minimum, Move, Ordering, Progress, Stage
 from dropjax.network.scorer import Scorer
 from dropjax.network.search import Descent, Search
+from dropjax.network.seeds import SEEDED_FROM, best_seed
 from dropjax.network.verdict import RIVALS, Judge, undecided
 from dropjax.runtime import mesh
 from dropjax.runtime.device import describe
@@ -129,7 +130,7 @@ def _comparable(network: Network, x: State, target: PyTree | None) -> PyTree[Sha
         return None
     host = jax.tree.map(np.asarray, target)
     pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(host), strict=True)
-    alike = all(a.shape == b.shape and jnp.issubdtype(b.dtype, jnp.floating) for a, b in pairs)
+    alike = all(a.shape == b.shape and np.issubdtype(b.dtype, np.number) for a, b in pairs)
     return host if alike else None
 
 
@@ -213,6 +214,10 @@ class Run:
                 self.minimum, record["loss"] = Minimum.GLOBAL, self.best[1]
             return
         rows, scorer = self.scorer.chunk, self.scorer
+        if self.scorer.network.depth >= SEEDED_FROM and not self.stop():
+            with self.stage("seed order", rows) as record:
+                like = (start, 0.0)
+                start, record["loss"] = self.keep(partial(best_seed, scorer, start, rows), like)
         last: Descent | None = None
         for attempt in count():
             if self.stop() or (attempt == ATTEMPTS and self.time_limit is None):
