@@ -255,7 +255,10 @@ def add(p, x):
         ({"x": np.float32(1)}, "x: expected an array of at least one row"),
         ({"block": "no function"}, "block: expected a function"),
         ({"block": (add, add)}, r"block: expected a function \(parts, state\), or 1.*got 2 of them"),
-        ({"block": lambda p, x: x[:, :2]}, r"block: expected float32\[5, 3\] as the state that it was given, got float32\[5, 2\]"),
+        (
+            {"block": lambda p, x: x[:, :2]},
+            r"block: expected float32\[5, 3\] as the state that it was given, got float32\[5, 2\]",
+        ),
         ({"block": lambda p, x: (x, x)}, "block: expected the structure of the state"),
         ({"block": lambda p, x: x.astype(jnp.float16)}, r"block: expected float32\[5, 3\]"),
         ({"block": lambda p, x: x @ p[0][:2]}, "block: it cannot be run on these arrays"),

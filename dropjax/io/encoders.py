@@ -101,6 +101,10 @@ class Encoder:
         p = {name: module for part in parts for name, module in part.items()}
         return State(self.mlp(p, self.attention(p, state).x), state.mask)
 
+    def hidden_states(self, parts: Sequence[Part], x: Float[Array, "N T d"]) -> Float[Array, "N T d"]:
+        """One layer, for rows without padding."""
+        return self.block(parts, State(x, jnp.ones(x.shape[:2]))).x
+
     def attention(self, p: Part, state: State) -> State:
         """The state behind attention, its sum with the state normalised."""
         x, mask = state
