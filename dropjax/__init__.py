@@ -1,11 +1,13 @@
 """dropjax puts the dropped layers of a residual network back in order.
 
-`load` a puzzle, `solve` it (or `solve_many`), look at the `Solution`; `pair` alone needs no table.
+`load` a puzzle, `solve` it (or `solve_many`), look at the `Solution`; `pair` alone needs no table. `order` puts the parts of
+any other residual network in order, whose blocks are given as functions, and `check_order` says whether they are.
 """
 
 from importlib.metadata import version
 
 # The commands' packages come first: loading one later would put it in the place of the function of its name.
+import dropjax.order
 import dropjax.pair
 import dropjax.solve  # noqa: F401  # for the import itself
 from dropjax.core.errors import InputError
@@ -15,6 +17,8 @@ from dropjax.core.puzzle import Puzzle
 from dropjax.core.solution import Outcome, Pairing, Solution, Stage
 from dropjax.core.stack import Stack
 from dropjax.io.loading import load
+from dropjax.network.result import Check, Minimum, Move, Ordering
+from dropjax.network.solving import check_order, order
 from dropjax.pairing.certainty import Judged
 from dropjax.pairing.portfolio import pair
 from dropjax.runtime.journal import Journal
@@ -23,10 +27,14 @@ from dropjax.search.solving import identity, solve, solve_many
 __version__ = version("dropjax")
 
 __all__ = [
+    "Check",
     "InputError",
     "Journal",
     "Judged",
+    "Minimum",
+    "Move",
     "Options",
+    "Ordering",
     "Outcome",
     "Pairing",
     "Progress",
@@ -36,8 +44,10 @@ __all__ = [
     "Stage",
     "StopReason",
     "__version__",
+    "check_order",
     "identity",
     "load",
+    "order",
     "pair",
     "solve",
     "solve_many",

@@ -10,6 +10,7 @@ from dropjax import console
 
 COMMANDS = {
     "solve": "put a dropped stack back in order",
+    "order": "put the parts of a pretrained encoder in order, from recorded states",
     "pair": "pair the halves of a checkpoint's MLPs from weights alone",
     "train": "train a stack, or draw one, and drop it",
     "report": "draw the paper's figures and measure its claims for a puzzle",

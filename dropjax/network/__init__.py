@@ -1,0 +1,1 @@
+"""Any residual network in order: its blocks as functions, its parts as data."""

@@ -1,0 +1,158 @@
+"""What ordering a network returns: the arrangement, how sure it is, and how it came about."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int, PyTree
+
+from dropjax.core.solution import Outcome, plain
+from dropjax.network.moves import INSERTION
+
+
+class Minimum(StrEnum):
+    """How far a loss alone was lowered. A low loss is no proof of the right arrangement, so none of these is solved."""
+
+    LOCAL = "local_minimum"
+    """No exchange and no insertion, of parts of one kind or of whole blocks, lowers the loss over all rows."""
+    GLOBAL = "global_minimum"
+    """Every arrangement was tried, and none has a lower loss over all rows."""
+    STOPPED = "stopped"
+    """The search was stopped before it reached a minimum."""
+
+    @property
+    def solved(self) -> bool:
+        """False: it is not known whether another arrangement was meant."""
+        return False
+
+
+@dataclass(frozen=True)
+class Move:
+    """The parts at positions i and j exchange places, or those at i are taken out and put in at j."""
+
+    insertion: bool
+    i: int
+    j: int
+    kinds: tuple[int, ...]
+    """Kinds of parts that move."""
+    whole: bool
+    """Whether these are all kinds, so that blocks move."""
+
+    @classmethod
+    def of(cls, row: Int[np.ndarray, "4"], kinds: int) -> "Move":
+        """The move in a row of `moves.Moves`."""
+        what, i, j, mask = map(int, row)
+        moving = tuple(p for p in range(kinds) if mask >> p & 1)
+        return cls(what == INSERTION, i, j, moving, len(moving) == kinds)
+
+    def __str__(self) -> str:
+        what = "" if self.whole else f"part {' and '.join(map(str, self.kinds))} of "
+        if self.insertion:
+            return f"take {what}block {self.i} out and put it in at {self.j}"
+        return f"exchange {what}blocks {self.i} and {self.j}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's record."""
+
+    name: str
+    seconds: float
+    loss: float
+    """Of the best arrangement so far, over `rows` rows."""
+    rows: int
+    evaluations: int
+    """Arrangements scored exactly."""
+    moves: int = 0
+    """Moves accepted."""
+
+
+class Progress:
+    """Told what goes on; this one keeps it to itself."""
+
+    def begins(self, stage: str) -> None:
+        """A stage begins."""
+
+    def ends(self, stage: Stage) -> None:
+        """A stage has ended."""
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """The best arrangement found, judged on every row."""
+
+    arrangement: Int[np.ndarray, "L P"]
+    """Row k: which of the given parts of each kind stand at position k."""
+    loss: float
+    """Mean over all rows."""
+    start_loss: float
+    """Of the arrangement that the search started from, over all rows."""
+    outcome: Outcome | Minimum
+    """As of a `Solution`; where there is no target that the outputs could reproduce, the kind of minimum."""
+    rows: int
+    error: float | None
+    """RMS(f − target) over all rows as a fraction of the target's spread; None without such a target."""
+    tolerance: float | None
+    """The error up to which it is exact: 1e-5, or float32's noise where that is more."""
+    ties: tuple[Move, ...]
+    """Moves from the answer that change its outputs by no more than float32's noise: no table can tell."""
+    undecided: tuple[Move, ...]
+    """For a loss alone: moves that raise it by less than two standard errors over the rows."""
+    stages: Sequence[Stage]
+    evaluations: int
+    """Arrangements scored exactly, each from the first position where it parts from another one."""
+    passes: float
+    """What these cost, in passes of all rows through all blocks."""
+    seconds: float
+    stop_reason: str
+    random_seed: int
+
+    @property
+    def solved(self) -> bool:
+        """Whether the outputs reproduce the target."""
+        return self.outcome.solved
+
+    def arranged(self, parts: Sequence[PyTree]) -> tuple[PyTree, ...]:
+        """The parts in this order."""
+        return tuple(jax.tree.map(lambda a, p=p: a[self.arrangement[:, p]], part) for p, part in enumerate(parts))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, text, lists and dicts; null for what is not finite."""
+        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        record |= {"solved": self.solved, "outcome": self.outcome.value}
+        record |= {name: list(map(str, getattr(self, name))) for name in ("ties", "undecided")}
+        return plain(record | {"stages": [asdict(stage) for stage in self.stages]})
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether parts stand right, and if not, what mends it."""
+
+    ordering: Ordering
+    """The best arrangement found; its row k is k, k, … where nothing is wrong."""
+    wrong: tuple[int, ...]
+    """Positions at which another part belongs, in the arrangement found."""
+    mending: tuple[Move, ...]
+    """Moves that, one after another, make that arrangement of the parts as they stand."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether the parts reproduce the target as they stand."""
+        return self.ordering.solved and not self.wrong
+
+    def __str__(self) -> str:
+        found = self.ordering
+        if self.sound:
+            return "exact as it stands"
+        if not found.solved:
+            if found.error is None:
+                lower = f"{len(self.mending)} moves lower it to" if self.mending else "no move lowers"
+                return f"nothing to compare the outputs with; of the loss {found.start_loss:.6g}, {lower} {found.loss:.6g}"
+            return (
+                f"not exact as it stands, and no arrangement found is: the lowest error is {found.error:.2g} of the spread"
+            )
+        wrong = ", ".join(map(str, self.wrong))
+        return "\n".join([f"wrong at position {wrong}; this mends it, one after another:", *map(str, self.mending)])

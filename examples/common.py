@@ -1,0 +1,94 @@
+"""What the examples share: dropping a network, saying how an order came out, and the naive descent to compare with."""
+
+import itertools
+import time
+
+import jax
+import numpy as np
+
+from dropjax import Ordering
+
+
+def run(block, parts, arrangement, x):
+    """The last state, block by block."""
+    for row in arrangement:
+        chosen = [jax.tree.map(lambda a, k=int(k): a[k], part) for part, k in zip(parts, row, strict=True)]
+        if callable(block):
+            x = block(tuple(chosen), x)
+        else:
+            for step, part in zip(block, chosen, strict=True):
+                x = step(part, x)
+    return x
+
+
+def drop(rng: np.random.Generator, block, parts, x):
+    """The parts of each kind shuffled, what the sound network gives, and the arrangement that puts the parts back."""
+    depth, kinds = len(jax.tree.leaves(parts)[0]), len(parts)
+    sound = np.tile(np.arange(depth)[:, None], (1, kinds))
+    target = np.asarray(run(jax.jit(block) if callable(block) else [jax.jit(step) for step in block], parts, sound, x))
+    shuffles = [rng.permutation(depth) for _ in parts]
+    dropped = tuple(jax.tree.map(lambda a, s=s: a[s], part) for part, s in zip(parts, shuffles, strict=True))
+    return dropped, target, np.stack([np.argsort(s) for s in shuffles], axis=1)
+
+
+def report(name: str, found: Ordering, answer: np.ndarray) -> bool:
+    """Says how it came out; whether what is said to be solved is right."""
+    right = float((found.arrangement == answer).mean())
+    error = "" if found.error is None else f", error {found.error:.1e} of the spread"
+    print(
+        f"{name}: {found.outcome}, {right:.0%} of the parts in their places, loss {found.start_loss:.4g} → {found.loss:.4g}"
+        f"{error}; {found.seconds:.1f} s, {found.evaluations:,} evaluations, {found.passes:,.0f} passes",
+        flush=True,
+    )
+    for kind, found_moves in (("tie", found.ties), ("undecided", found.undecided)):
+        for move in found_moves[:5]:
+            print(f"  {kind}: {move}")
+        if len(found_moves) > 5:
+            print(f"  and {len(found_moves) - 5} more")
+    return right == 1 or not found.solved or len(found.ties) > 0
+
+
+def descend_naively(name: str, block, parts, x, target, rounds: int = 1000, limit: float = 600) -> None:
+    """Best improvement over all exchanges and insertions, of parts of one kind and of whole blocks, each run from the start
+    on all rows by one compiled program."""
+    depth, kinds = len(jax.tree.leaves(parts)[0]), len(parts)
+
+    @jax.jit
+    def loss(arrangement):
+        def step(x, row):
+            chosen = tuple(jax.tree.map(lambda a, k=row[p]: a[k], part) for p, part in enumerate(parts))
+            if callable(block):
+                return block(chosen, x), None
+            for function, part in zip(block, chosen, strict=True):
+                x = function(part, x)
+            return x, None
+
+        return ((jax.lax.scan(step, x, arrangement)[0] - target) ** 2).mean()
+
+    begun, evaluations = time.perf_counter(), 1
+    at = np.tile(np.arange(depth)[:, None], (1, kinds))
+    best, ended = float(loss(at)), "no move lowers it"
+    for _ in range(rounds):
+        found = (best, at)
+        for columns in dict.fromkeys([*((p,) for p in range(kinds)), tuple(range(kinds))]):
+            for i, j in itertools.permutations(range(depth), 2):
+                for insertion in (False, True):
+                    after, order = at.copy(), list(range(depth))
+                    if insertion:
+                        order.insert(j, order.pop(i))
+                    else:
+                        order[i], order[j] = order[j], order[i]
+                    if (i > j and not insertion) or (insertion and abs(i - j) == 1):
+                        continue
+                    after[:, columns] = at[order][:, columns]
+                    found = min(found, (float(loss(after)), after), key=lambda one: one[0])
+                    evaluations += 1
+            if time.perf_counter() - begun > limit:
+                break
+        if found[0] >= best or time.perf_counter() - begun > limit:
+            ended = ended if found[0] >= best else "time is up"
+            best, at = found
+            break
+        best, at = found
+    seconds = time.perf_counter() - begun
+    print(f"  plain descent, {name}: loss {best:.3g}, {ended}; {seconds:.1f} s, {evaluations:,} evaluations", flush=True)
