@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +96,7 @@ def test_whoever_leaves_stops_what_is_under_way(solve):
     solve(puzzles[1], "slow")
     found = solving.solve_many(puzzles)
     next(found)
+    assert isinstance(found, Generator)
     found.close()  # would wait for ever
 
 
@@ -104,7 +105,7 @@ def test_solve_many_keeps_the_order_and_raises_where_it_was(solve):
     for one, ending in zip(puzzles, ("quick", "quick", "quick", "fault", "quick"), strict=True):
         solve(one, ending)
     found = solving.solve_many(puzzles)
-    assert [next(found)[0] for _ in range(3)] == [one.last_number for one in puzzles[:3]]
+    assert [next(found) for _ in range(3)] == [(one.last_number, "quick") for one in puzzles[:3]]
     with pytest.raises(RuntimeError, match="broken"):
         next(found)
 

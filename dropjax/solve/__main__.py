@@ -18,7 +18,7 @@ from dropjax.io.loading import example, load
 from dropjax.io.results import write_json, write_result
 from dropjax.ordering import bradley_terry, seeding
 from dropjax.pairing.signals import CHOICES
-from dropjax.runtime import cluster, device, mesh
+from dropjax.runtime import device, mesh
 from dropjax.runtime.journal import Journal
 from dropjax.runtime.writing import Results, ensure_writable, is_standard_output
 from dropjax.search.solving import as_solved, identity, solve
@@ -257,6 +257,8 @@ def join(p: console.Parser, args: argparse.Namespace) -> None:
         p.error("--num-processes and --process-id go with --coordinator, got none")
     try:
         if args.coordinator is not None:
+            from dropjax.runtime import cluster
+
             cluster.join(*cluster_of, console.FAULT)
     except (ValueError, RuntimeError) as error:
         p.error(f"--coordinator: {error}")
@@ -293,6 +295,8 @@ def main(argv: list[str] | None = None) -> int:
     together = "this process or another has failed; with --checkpoint, --resume goes on from there"
     status = console.status_of(lambda: run(p, args, start), together)
     if status not in (console.SOLVED, console.NOT_SOLVED, console.NOT_WRITTEN):
+        from dropjax.runtime import cluster
+
         cluster.leave(status)
     return status
 
