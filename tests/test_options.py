@@ -8,7 +8,7 @@ import pytest
 
 import dropjax
 from dropjax.core import options
-from dropjax.core.options import Options
+from dropjax.core.options import OptionChanges, Options
 from dropjax.ordering import bradley_terry, seeding
 from dropjax.pairing import signals
 
@@ -79,3 +79,7 @@ def test_solving_refuses_them_too():
         dropjax.solve(puzzle, verify="ful")
     with pytest.raises(ValueError, match=r"^search_rows: "):
         next(dropjax.solve_many([puzzle], search_rows=0))
+
+
+def test_solve_takes_every_option_by_name():
+    assert OptionChanges.__annotations__ == Options.__annotations__

@@ -1,4 +1,8 @@
 import dataclasses
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 import builders
 import jax
@@ -11,7 +15,10 @@ from dropjax.core.solution import Outcome
 from dropjax.core.stack import forward
 from dropjax.ordering import places
 from dropjax.ordering.straightening import start_straightening
-from dropjax.search import ladder, order_rungs, stages, strategies, verify, yardstick
+from dropjax.runtime import device
+from dropjax.runtime.compile_clock import CompileClock
+from dropjax.search import ladder, order_rungs, solving, stages, strategies, verify, yardstick
+from dropjax.search.verdict import judged
 
 SHAPE = {"L": 8, "d": 12, "h": 20, "rows": 300}
 """Of the planted puzzles: pairs show in the weights, depth in the residuals' size."""
@@ -295,6 +302,33 @@ def test_many_puzzles_come_back_in_order_and_as_if_alone():
     planned = [planted(seed, L=depth) for seed, depth in ((20, 5), (21, 6), (22, 5), (23, 6), (24, 5))]
     solutions = list(dropjax.solve_many(puzzle for puzzle, _ in planned))
     assert [solution.permutation for solution in solutions] == [permutation for _, permutation in planned]
+
+
+def test_many_puzzles_together_start_no_more_threads_than_cores(monkeypatch):
+    shares = []
+
+    def noted(*arguments, **named):
+        shares.append(device.workers())
+        return judged(*arguments, **named)
+
+    monkeypatch.setattr(solving, "judged", noted)
+    puzzles = [planted(seed, L=5)[0] for seed in (20, 21, 22)]
+    assert all(solution.solved for solution in dropjax.solve_many(puzzles))
+    assert shares == [1, 1, 1]
+    dropjax.solve(puzzles[0])
+    assert shares[-1] == device.workers() == os.cpu_count()
+
+
+def test_compile_time_counts_for_the_solve_that_caused_it():
+    with CompileClock() as outer:
+        with ThreadPoolExecutor(1) as pool, CompileClock() as inner:
+            start = time.perf_counter()
+            alone = pool.submit(lambda: jax.jit(lambda x: x * 3 + 1)(1.0).block_until_ready())
+            alone.result()  # another solve's thread: not of this context
+            assert inner.seconds(start, time.perf_counter()) == 0
+            pool.submit(copy_context().run, lambda: jax.jit(lambda x: x * 5 + 1)(1.0).block_until_ready()).result()
+            assert inner.seconds(start, time.perf_counter()) > 0
+        assert outer.seconds(start, time.perf_counter()) == 0
 
 
 def test_unknown_options_are_refused():

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -69,6 +69,28 @@ class Options:
             value = getattr(self, name)
             if not (value is None and name in _OPTIONAL) and not holds(value):
                 raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+class OptionChanges(TypedDict, total=False):
+    """The fields of `Options`, for editors and type checkers: what `solve` takes by name."""
+
+    method: Literal["auto", "paper"]
+    pairing: str | None
+    seed_order: str | None
+    direction: Literal["ascending", "descending"] | None
+    rank: Literal["bradley_terry", "none"]
+    bt_solver: Literal["mm", "newton"]
+    temperature: float
+    initial_order: Sequence[int] | None
+    activation: str
+    search_rows: int
+    pred_decimals: int | None
+    pred_noise: float | None
+    time_limit: float | None
+    random_seed: int
+    screen_precision: Literal["highest", "high", "default"]
+    verify: Literal["fast", "full"]
+    memory: int
 
 
 Check = tuple[str, str, Callable[[Any], bool]]

@@ -1,33 +1,54 @@
-"""How long JAX traced, compiled or fetched compiled programs."""
+"""How long JAX traced, compiled or fetched compiled programs, for the solve that caused it."""
 
 import time
+from contextvars import ContextVar
+from functools import cache
 
 import jax
 import jax.monitoring
 
 
 class CompileClock:
-    """The seconds in which JAX traced, compiled or fetched compiled programs."""
+    """The seconds in which JAX traced, compiled or fetched compiled programs in the context that entered it.
+
+    Threads count for it where they run in a copy of that context.
+    """
 
     def __init__(self) -> None:
         self._spans: list[tuple[float, float]] = []
 
     def __enter__(self) -> "CompileClock":
-        jax.monitoring.register_event_duration_secs_listener(self._note)
+        _listen()
+        self._token = _RUNNING.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._note)
+        _RUNNING.reset(self._token)
 
-    def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
-        if event.startswith("/jax/core/compile/"):
-            now = time.perf_counter()
-            self._spans.append((now - duration_secs, now))
+    def note(self, seconds: float) -> None:
+        """Counts the last so many seconds."""
+        now = time.perf_counter()
+        self._spans.append((now - seconds, now))
 
     def seconds(self, after: float, before: float) -> float:
-        """Of the time between the two; events lie within one another and are counted once."""
+        """Seconds of the time between the two; events lie within one another and are counted once."""
         total = 0.0
         for start, end in sorted(self._spans):
             total += max(0.0, min(end, before) - max(start, after))
             after = max(after, end)
         return total
+
+
+_RUNNING: ContextVar[CompileClock | None] = ContextVar("compile clock", default=None)
+
+
+@cache
+def _listen() -> None:
+    """JAX's events reach the clock of the context that they happen in; one listener serves all."""
+    jax.monitoring.register_event_duration_secs_listener(_note)
+
+
+def _note(event: str, duration_secs: float, **_: str | int) -> None:
+    clock = _RUNNING.get()
+    if clock is not None and event.startswith("/jax/core/compile/"):
+        clock.note(duration_secs)

@@ -2,8 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeVar
@@ -90,12 +92,27 @@ CORE_ROWS = 640
 """Rows of a product that one core runs by itself, out of its own cache: sharing a product between cores costs them time."""
 
 
+_SHARE: ContextVar[int | None] = ContextVar("cores for this solve", default=None)
+
+
+@contextmanager
+def share_of_cores(cores: int) -> Iterator[None]:
+    """Within it `workers` are at most so many: other solves have the other cores."""
+    token = _SHARE.set(cores)
+    try:
+        yield
+    finally:
+        _SHARE.reset(token)
+
+
 def workers() -> int:
-    """How many candidates, or puzzles, should be run at the same time: as many as a CPU has cores.
+    """How many candidates, or puzzles, should be run at the same time: as many as a CPU has cores,
+    or as are left to this solve.
 
     Programs that are spread over devices wait for one another, and so must not run at the same time.
     """
-    return (os.cpu_count() or 1) if jax.default_backend() == "cpu" and not mesh.is_set() else 1
+    cores = (os.cpu_count() or 1) if jax.default_backend() == "cpu" and not mesh.is_set() else 1
+    return min(cores, _SHARE.get() or cores)
 
 
 def side_by_side(call: Callable[[A], B], items: Iterable[A]) -> list[B]:
@@ -108,4 +125,5 @@ def side_by_side(call: Callable[[A], B], items: Iterable[A]) -> list[B]:
             return jax.block_until_ready(call(item))
 
     with ThreadPoolExecutor(workers()) as pool:
-        return list(pool.map(computed, items))
+        under_way = [pool.submit(copy_context().run, computed, item) for item in items]
+        return [future.result() for future in under_way]

@@ -36,10 +36,10 @@ class Run:
     problem: Problem
     options: Options
     yardstick: Yardstick
-    progress: Progress
-    interrupted: Callable[[], bool]
-    journal: Journal | None
-    started: float
+    progress: Progress = field(default_factory=Progress)
+    interrupted: Callable[[], bool] = lambda: False
+    journal: Journal | None = None
+    started: float = field(default_factory=time.perf_counter)
     label: str = ""
     """Behind the names of its stages, where there are other runs."""
     stages: list[Stage] = field(default_factory=list)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -113,6 +113,7 @@ class Ground:
 State = TypeVar("State")
 
 
+@runtime_checkable
 class Rung(Protocol[State]):
     """One way of finding a better arrangement, a look at a time.
 

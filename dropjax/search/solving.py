@@ -5,17 +5,19 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.monitoring
 import numpy as np
 
-from dropjax.core.options import Options
+from dropjax.core.options import OptionChanges, Options
 from dropjax.core.protocols import Progress, StopReason
 from dropjax.core.puzzle import Puzzle
 from dropjax.core.solution import Solution
@@ -27,7 +29,7 @@ from dropjax.pairing.certainty import doubtful
 from dropjax.pairing.portfolio import pair
 from dropjax.runtime import mesh
 from dropjax.runtime.compile_clock import CompileClock
-from dropjax.runtime.device import PRECISION, describe, workers
+from dropjax.runtime.device import PRECISION, describe, share_of_cores, workers
 from dropjax.runtime.journal import Journal
 from dropjax.runtime.settings import own_settings
 from dropjax.search import doubt, verify
@@ -50,17 +52,20 @@ def prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> Non
     stack, x, pred, _ = problem
     nowhere = np.zeros((stack.depth, 2), np.int32)
 
+    def submit(call: Callable, *args: Any, **named: Any) -> None:
+        pool.submit(copy_context().run, partial(call, *args, **named))
+
     def shapes(rows: int) -> Iterator[jax.ShapeDtypeStruct]:
         return (jax.ShapeDtypeStruct((min(rows, len(x)), *a.shape[1:]), a.dtype) for a in (x, pred))
 
     if options.method == "auto":
-        pool.submit(seeding.one_way.prepare, stack, nowhere, *shapes(SEED_ROWS), np.bool_(False))
+        submit(seeding.one_way.prepare, stack, nowhere, *shapes(SEED_ROWS), np.bool_(False))
         if not is_deep(stack.depth):
             start = start_straightening(nowhere), *shapes(rows_to_straighten(stack.depth)), np.float32(0), np.int32(0)
-            pool.submit(straightening.prepare, stack, *start, memory=options.memory)
+            submit(straightening.prepare, stack, *start, memory=options.memory)
     parts = verify.pass_parts(len(x))
-    pool.submit(verify.pass_part.prepare, stack, nowhere, x, pred, np.int32(0), parts, options.memory)
-    pool.submit(verify.first_order_changes.prepare, stack, nowhere, next(shapes(verify.SCREENED_ROWS)), options.memory)
+    submit(verify.pass_part.prepare, stack, nowhere, x, pred, np.int32(0), parts, options.memory)
+    submit(verify.first_order_changes.prepare, stack, nowhere, next(shapes(verify.SCREENED_ROWS)), options.memory)
 
 
 @own_settings()
@@ -71,7 +76,7 @@ def solve(
     progress: Progress | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     journal: Journal | None = None,
-    **changes,
+    **changes: Unpack[OptionChanges],
 ) -> Solution:
     """Find the arrangement of the pieces that reproduces `puzzle.pred`, and verify it on every row.
 
@@ -83,20 +88,11 @@ def solve(
     options = _changed(options, changes)
     started = time.perf_counter()
     with CompileClock() as clock, ThreadPoolExecutor(2) as pool:
-        names = list(ACTIVATIONS) if options.activation == "auto" else [options.activation]
         yardstick = Yardstick.of(puzzle.pred, options.pred_decimals, options.pred_noise)
         level = Level.of(puzzle, yardstick.spread)
-        levelled, yardstick = level.levelled(puzzle), yardstick.scaled(level.scale)
-        problem = Problem.of(levelled.stack(names[0]), levelled.x, levelled.pred)
-        if not mesh.is_set():
-            prepare(problem, options, pool)
-        run = Run(problem, options, yardstick, progress or Progress(), interrupted, journal, started)
-        with run.stage("pairing"):
-            pairing = pair(problem.stack.w_in, problem.stack.w_out, options.memory, options.pairing or "ddr")
-        initial = None if options.initial_order is None else puzzle.arrangement(options.initial_order)
-        begin = Begin(pairing, initial, cache(partial(separating, run)))
-        strategy = {"auto": auto, "paper": paper}[options.method]
-        run, searched = _search([run] if len(names) == 1 else [run.with_activation(name) for name in names], strategy, begin)
+        run = _begun(level.levelled(puzzle), yardstick.scaled(level.scale), options, pool)
+        run = replace(run, progress=progress or Progress(), interrupted=interrupted, journal=journal, started=started)
+        run, searched = _searched(run, puzzle)
         found = finished(run, searched.arrangement)
         if journal is not None:
             journal.write()
@@ -106,8 +102,41 @@ def solve(
             passed = level.restored(verdict.passed)
             record |= {"mse": passed.mse, "rows": len(puzzle.x), "evaluations": 1}
         ended = time.perf_counter()
-    stack = verify.arranged_on_host(puzzle.stack(run.problem.stack.activation), verdict.arrangement)
     compiling, verifying_compiling = (clock.seconds(after, ended) for after in (started, search_ended))
+    seconds = {
+        "compile": compiling,
+        "solve": search_ended - started - (compiling - verifying_compiling),
+        "verify": ended - search_ended - verifying_compiling,
+    }
+    return _solution(run, puzzle, searched, verdict._replace(passed=passed), seconds)
+
+
+def _begun(puzzle: Puzzle, yardstick: Yardstick, options: Options, pool: ThreadPoolExecutor) -> Run:
+    """A run of the puzzle with its first activation; what it will call is being compiled."""
+    first = next(iter(ACTIVATIONS)) if options.activation == "auto" else options.activation
+    problem = Problem.of(puzzle.stack(first), puzzle.x, puzzle.pred)
+    if not mesh.is_set():
+        prepare(problem, options, pool)
+    return Run(problem, options, yardstick)
+
+
+def _searched(run: Run, puzzle: Puzzle) -> tuple[Run, Searched]:
+    """What the strategy finds, with the activation that it was found with."""
+    options, stack = run.options, run.problem.stack
+    with run.stage("pairing"):
+        pairing = pair(stack.w_in, stack.w_out, options.memory, options.pairing or "ddr")
+    initial = None if options.initial_order is None else puzzle.arrangement(options.initial_order)
+    begin = Begin(pairing, initial, cache(partial(separating, run)))
+    strategy = {"auto": auto, "paper": paper}[options.method]
+    runs = [run.with_activation(name) for name in ACTIVATIONS] if options.activation == "auto" else [run]
+    return _search(runs, strategy, begin)
+
+
+def _solution(run: Run, puzzle: Puzzle, searched: Searched, verdict: Verdict, seconds: dict[str, float]) -> Solution:
+    """What is returned of a search and the verdict on it, its pass in pred's own units."""
+    options, passed = run.options, verdict.passed
+    stack = verify.arranged_on_host(puzzle.stack(run.problem.stack.activation), verdict.arrangement)
+    full = options.verify == "full"
     return Solution(
         permutation=puzzle.permutation(verdict.arrangement),
         stack=stack,
@@ -124,15 +153,11 @@ def solve(
         precision=PRECISION,
         pairing=searched.pairing,
         stages=tuple(run.stages),
-        seconds={
-            "compile": compiling,
-            "solve": search_ended - started - (compiling - verifying_compiling),
-            "verify": ended - search_ended - verifying_compiling,
-        },
+        seconds=seconds,
         ties=verdict.ties,
         **({} if verdict.outcome.solved else _doubt(run, puzzle, searched, verdict)),
         input_sha256=puzzle.hashes,
-        replay=verify.float64_errors(stack, puzzle.x, puzzle.pred, interrupted) if options.verify == "full" else None,
+        replay=verify.float64_errors(stack, puzzle.x, puzzle.pred, run.interrupted) if full else None,
         notes=(*searched.notes, *verdict.notes),
     )
 
@@ -154,7 +179,9 @@ def identity(puzzle: Puzzle, options: Options) -> dict[str, str]:
     }
 
 
-def solve_many(puzzles: Iterable[Puzzle], options: Options | None = None, **changes) -> Generator[Solution, None, None]:
+def solve_many(
+    puzzles: Iterable[Puzzle], options: Options | None = None, **changes: Unpack[OptionChanges]
+) -> Generator[Solution, None, None]:
     """`solve` for each puzzle, in the order given; programs are compiled once per shape.
 
     A CPU runs as many puzzles at once as it has cores: one small puzzle's products do not keep it busy. Raises as `solve`,
@@ -188,7 +215,8 @@ def as_solved(
     def begun(puzzle: Puzzle) -> Solution:
         if stopped():
             raise CancelledError
-        return solve(puzzle, options, interrupted=stopped)
+        with share_of_cores(1):  # its kernels start no threads of their own beside the other puzzles
+            return solve(puzzle, options, interrupted=stopped)
 
     pool = ThreadPoolExecutor(workers())
     try:
@@ -223,7 +251,7 @@ def _given(puzzle: Puzzle) -> Puzzle:
     return puzzle
 
 
-def _changed(options: Options | None, changes: dict) -> Options:
+def _changed(options: Options | None, changes: Mapping[str, Any]) -> Options:
     return Options(**{**(vars(options) if options else {}), **changes})
 
 
