@@ -55,3 +55,15 @@ def test_only_the_best_are_asked():
     orders = [order(0, 1, 2, 3)] * 5 + [order(3, 0, 1, 2)]
     assert len(doubt.unsettled(orders, [1.0] * 5 + [1.1])) == 0
     np.testing.assert_array_equal(doubt.unsettled(orders[4:], [1.0, 1.1]), [3])
+
+
+def test_orders_without_a_block_in_common_agree_on_none():
+    assert not doubt.agreeing(order(0, 1, 2), order(0, 1, 2, partner={0: 1, 1: 2, 2: 0})).any()
+
+
+def test_blocks_in_doubt_go_by_their_input_halves_and_one_other_order_is_enough():
+    one, other = order(0, 1, 2, partner={0: 1, 1: 2, 2: 0}), order(1, 0, 2, partner={0: 1, 1: 2, 2: 0})
+    np.testing.assert_array_equal(
+        doubt.unsettled([one, other, one], [1.0, 1.0, 1.0]), doubt.unsettled([one, other], [1, 1.0])
+    )
+    np.testing.assert_array_equal(doubt.unsettled([order(0, 1, partner={0: 7}), order(0, 1)], [1.0, 1.0]), [0])
