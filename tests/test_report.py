@@ -158,7 +158,7 @@ def test_not_solved_is_said(made):
     steps = []
     found = exhibits.measure(other, solve(other, method="paper", rank="none"), None, steps.append)
     assert len(steps) == len(exhibits.PARTS)
-    template = (resources.files("dropjax") / "report.html").read_text(encoding="utf-8")
+    template = (resources.files("dropjax.reporting") / "report.html").read_text(encoding="utf-8")
     drawn = {drawing.name: page.Drawn(b"", b"", drawing.description) for drawing in found.drawings}
     html = page.render(template, "Other", found.numbers, drawn)
     assert found.numbers["solution"]["solved"] is False
