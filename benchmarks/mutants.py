@@ -44,6 +44,11 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "search/doubt.py",
         "before[k] = last_of[length - 1] if length else -1  →  before[k] = last_of[length - 1] if length else -2",
     ): "any negative number ends the walk back",
+    (
+        "search/doubt.py",
+        "kept, k = (np.zeros(len(one), bool), last_of[-1] if last_of else -1)  →  "
+        "kept, k = (np.zeros(len(one), bool), last_of[-1] if last_of else -2)",
+    ): "any negative number ends the walk back",
 }
 """Mutants that do what the code does, by module and change, and why."""
 

@@ -67,3 +67,15 @@ def test_what_any_of_the_others_disagrees_on_is_in_doubt():
     assert not {1, 4} & set(found)
     np.testing.assert_array_equal(doubt.differing(best, others[:2]), [0, 5])
     assert len(doubt.differing(best, [])) == 0
+
+
+def test_orders_without_a_block_in_common_agree_on_none():
+    assert not doubt.agreeing(order(0, 1, 2), order(0, 1, 2, partner={0: 1, 1: 2, 2: 0})).any()
+
+
+def test_blocks_in_doubt_go_by_their_input_halves_and_one_other_order_is_enough():
+    one, other = order(0, 1, 2, partner={0: 1, 1: 2, 2: 0}), order(1, 0, 2, partner={0: 1, 1: 2, 2: 0})
+    np.testing.assert_array_equal(
+        doubt.unsettled([one, other, one], [1.0, 1.0, 1.0]), doubt.unsettled([one, other], [1, 1.0])
+    )
+    np.testing.assert_array_equal(doubt.unsettled([order(0, 1, partner={0: 7}), order(0, 1)], [1.0, 1.0]), [0])

@@ -93,6 +93,7 @@ def test_nothing_outside_is_asked_for(made):
     assert str(made) not in html
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "figures"), [(1, 13), (2, 18)])
 def test_stacks_of_one_and_two_blocks(depth, figures, tmp_path):
     """What makes no sense of them is left out, and nothing is NaN."""

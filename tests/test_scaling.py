@@ -10,6 +10,7 @@ import scaling
 from dropjax.runtime import device
 
 
+@pytest.mark.slow
 def test_records_are_kept_and_exponents_fitted(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(device, "configure", lambda *_: None)  # its settings are the process's, and so the other tests'
     monkeypatch.setattr(scaling, "HERE", scaling.Point("planted", 12, 32, 500))
