@@ -48,6 +48,7 @@ def test_the_reach_grows_with_what_is_unknown():
 # The linear model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [0, 100], ids=["flips", "exact neighbours"])
 @settings(max_examples=2, deadline=None)  # each compiles anew
 @given(seed=reference.seeds)
