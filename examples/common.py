@@ -4,6 +4,7 @@ import itertools
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dropjax import Ordering
@@ -51,7 +52,7 @@ def report(name: str, found: Ordering, answer: np.ndarray) -> bool:
 def descend_naively(name: str, block, parts, x, target, rounds: int = 1000, limit: float = 600) -> None:
     """Best improvement over all exchanges and insertions, of parts of one kind and of whole blocks, each run from the start
     on all rows by one compiled program."""
-    depth, kinds = len(jax.tree.leaves(parts)[0]), len(parts)
+    depth, kinds, parts = len(jax.tree.leaves(parts)[0]), len(parts), jax.tree.map(jnp.asarray, parts)
 
     @jax.jit
     def loss(arrangement):

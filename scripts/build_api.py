@@ -10,7 +10,7 @@ import pdoc
 
 import dropjax
 
-COMMANDS = {"dropjax.pair", "dropjax.report", "dropjax.solve", "dropjax.train"}
+COMMANDS = {"dropjax.order", "dropjax.pair", "dropjax.report", "dropjax.solve", "dropjax.train"}
 """Packages of the command lines: those who import dropjax have functions in their place."""
 
 

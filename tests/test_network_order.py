@@ -12,6 +12,7 @@ from dropjax import InputError, Minimum, Outcome
 from dropjax.network import moves
 from dropjax.network.mlp import mlp_network
 from dropjax.network.protocol import make
+from dropjax.network.result import Progress
 from dropjax.network.scorer import Scorer
 from dropjax.network.search import Search
 from dropjax.network.solving import identity
@@ -202,7 +203,7 @@ def test_progress_is_told_and_a_second_call_compiles_nothing():
     block, parts, target, _, x = case("P=2")
     seen = []
 
-    class Note(dropjax.network.result.Progress):
+    class Note(Progress):
         def begins(self, stage):
             seen.append(stage)
 

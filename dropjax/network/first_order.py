@@ -51,6 +51,12 @@ def is_complete(network: Network) -> bool:
     return network.in_turn or network.kinds == 1
 
 
+def is_possible(network: Network, x: State) -> bool:
+    """Whether flips account for every move and the outputs have derivatives."""
+    outputs = jax.tree.leaves(jax.eval_shape(network.read_out, x))
+    return is_complete(network) and all(jnp.issubdtype(a.dtype, jnp.floating) for a in outputs)
+
+
 def _floats(state: State) -> list[Float[Array, "N ..."]]:
     return [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 

@@ -82,7 +82,9 @@ class Search:
         first, others = moves.kind_sets(network.kinds)
         self.listed = moves.every_move(network.depth, first)
         self.others = moves.every_move(network.depth, others)
-        self.guided = first_order.steps(network) >= GUIDED_FROM and first_order.is_complete(network)
+        self.guided = first_order.steps(network) >= GUIDED_FROM and first_order.is_possible(
+            network, self.scorer.chunks[0][0]
+        )
 
     def random(self, *what: int) -> np.random.Generator:
         """Random numbers that depend on the seed and on what they are for."""
@@ -142,7 +144,7 @@ class Search:
     def _guidance(self, at: Descent) -> tuple[Float[np.ndarray, " K"], Arrangements]:
         """What each move is predicted to add, and arrangements that all predictions together ask for."""
         network, (x, target) = self.scorer.network, self.scorer.chunks[0]
-        combinations = min(self.scorer.outputs, max(4, min(COMBINATIONS, SAMPLES // self.scorer.chunk)))
+        combinations = min(self.scorer.outputs, max(1, min(COMBINATIONS, SAMPLES // self.scorer.chunk)))
         key = jax.random.key(self.random_seed)
         linear = jax.tree.map(np.asarray, first_order.linearise(network, at.arrangement, x, target, key, combinations))
         if not np.isfinite(linear.flips).all():

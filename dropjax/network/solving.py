@@ -40,7 +40,7 @@ ATTEMPTS = 9
 
 STOPS = (None, "interrupted", "time limit")
 """Why a search has to stop, where it has to."""
-STALLED = "no move lowers the loss"
+STALLED = "no move that was tried lowers the loss"
 """Why a search ends that was not stopped."""
 
 T = TypeVar("T")
@@ -213,7 +213,8 @@ class Run:
                 self.best = (everything[losses.argmin()], float(losses.min()))
                 self.minimum, record["loss"] = Minimum.GLOBAL, self.best[1]
             return
-        rows, scorer = self.scorer.chunk, self.scorer
+        scorer = self.scorer
+        rows = scorer.rows if self.judge.target is None else scorer.chunk  # a minimum is one over all rows or none
         if self.scorer.network.depth >= SEEDED_FROM and not self.stop():
             with self.stage("seed order", rows) as record:
                 like = (start, 0.0)
@@ -228,8 +229,8 @@ class Run:
                 record |= {"loss": at.loss, "moves": at.made}
             if self.found(at.arrangement):
                 last = at
-                if rows == scorer.rows and at.tried.all() and not self.stop():
-                    self.minimum = Minimum.LOCAL
+                reached = rows == scorer.rows and at.tried.all() and not self.stop()
+                self.minimum = Minimum.LOCAL if reached else Minimum.STOPPED
                 if self.judge.solved(at.arrangement):
                     break
             if attempt % 3 == 2:
