@@ -65,6 +65,27 @@ def test_another_networks_outputs_are_never_called_solved():
     assert found.ties == ()
 
 
+def test_declared_noise_in_the_target_is_allowed_for_and_no_other():
+    block, parts, target, answer, x = case("P=1")
+    noisy = target + 1e-3 * np.random.default_rng(9).normal(size=target.shape).astype(np.float32)
+    found = dropjax.order(block, parts, x, noisy, target_noise=1e-3)
+    assert found.outcome is Outcome.NOISE_FLOOR
+    np.testing.assert_array_equal(found.arrangement, answer)
+    for noise in (None, 1e-5):
+        undeclared = dropjax.order(block, parts, x, noisy, start=answer, target_noise=noise, interrupted=lambda: True)
+        assert undeclared.outcome is Outcome.NOT_SOLVED
+
+
+def test_half_precision_is_judged_by_its_own_noise():
+    rng = np.random.default_rng(10)
+    w, x = (jnp.asarray(rng.normal(size=shape) / 4, jnp.bfloat16) for shape in ((6, 16, 16), (20, 16)))
+    block = lambda p, x: x + jnp.tanh(x @ p[0])  # noqa: E731
+    dropped, target, answer = networks.dropped(rng, block, (w,), x)
+    found = dropjax.order(block, dropped, x, target)
+    assert found.solved
+    np.testing.assert_array_equal(found.arrangement, answer)
+
+
 def test_equal_parts_are_listed_as_ties():
     rng = np.random.default_rng(2)
     block, parts, x = CASES["P=1"](rng)

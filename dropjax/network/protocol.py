@@ -101,9 +101,8 @@ def make(
     if not all(map(callable, steps)) or (in_turn and len(steps) != len(parts)):
         got = f"{len(steps)} of them" if all(map(callable, steps)) else "something that cannot be called"
         raise InputError(f"block: expected a function (parts, state), or {len(parts)}, one for each kind of part, got {got}")
-    row_loss = squared_error if loss is None else _alone if alone else loss
-    bound = Partial(_alone, _partial(loss)) if alone and loss is not None else _partial(row_loss)
-    return Network(tuple(map(_partial, steps)), tuple(parts), _partial(read_out or itself), bound, in_turn)
+    row_loss = Partial(_alone, _partial(loss)) if alone and loss is not None else _partial(loss or squared_error)
+    return Network(tuple(map(_partial, steps)), tuple(parts), _partial(read_out or itself), row_loss, in_turn)
 
 
 def _alone(loss: Callable[[PyTree], Array], outputs: PyTree, target: None) -> Array:

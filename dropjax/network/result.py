@@ -146,7 +146,8 @@ class Check:
     def __str__(self) -> str:
         found = self.ordering
         if self.sound:
-            return "exact as it stands"
+            noisy = found.outcome is Outcome.NOISE_FLOOR
+            return "right as it stands, as far as the target's noise tells" if noisy else "exact as it stands"
         if not found.solved:
             if found.error is None:
                 lower = f"{len(self.mending)} moves lower it to" if self.mending else "no move lowers"

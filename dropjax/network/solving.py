@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree, Shaped
 
@@ -56,6 +57,7 @@ def order(
     loss: Callable[..., Array] | None = None,
     start: Int[np.ndarray, "L P"] | None = None,
     time_limit: float | None = None,
+    target_noise: float | None = None,
     random_seed: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,
@@ -76,9 +78,10 @@ def order(
     bind other arrays of the same shapes, and nothing is compiled anew.
 
     `start` is the arrangement that the search starts from, by default the parts as they stand. With `time_limit`, in
-    seconds, it goes on until that is over, else for `ATTEMPTS` descents. Arrays of states take up to half of `memory`, in
-    bytes. `interrupted` is asked between batches. What a `journal` holds is not searched again; `identity` says what it
-    depends on.
+    seconds, it goes on until that is over, else for `ATTEMPTS` descents. `target_noise` is the standard deviation of noise
+    in the target, where it has any: an RMS error within twice that is the outcome `noise_floor`. Arrays of states take up to
+    half of `memory`, in bytes. `interrupted` is asked between batches. What a `journal` holds is not searched again;
+    `identity` says what it depends on.
 
     Raises `InputError` where these do not fit together.
     """
@@ -90,7 +93,7 @@ def order(
     whole = target is None  # a loss of the outputs alone may know of the rows it is for
     chunk = rows if whole else rows_to_begin_with(network, x, loss is not None)
     scorer = Scorer.of(network, x, target, chunk, memory)
-    judge = Judge(scorer, _comparable(network, x, target), loss is None)
+    judge = Judge(scorer, _comparable(network, x, target), loss is None, target_noise or 0.0)
     run = Run(scorer, judge, time_limit, random_seed, progress or Progress(), interrupted, journal)
     return run.ordering(_start(start, network))
 
@@ -130,7 +133,7 @@ def _comparable(network: Network, x: State, target: PyTree | None) -> PyTree[Sha
         return None
     host = jax.tree.map(np.asarray, target)
     pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(host), strict=True)
-    alike = all(a.shape == b.shape and np.issubdtype(b.dtype, np.number) for a, b in pairs)
+    alike = all(a.shape == b.shape and jnp.issubdtype(b.dtype, jnp.number) for a, b in pairs)
     return host if alike else None
 
 
@@ -263,7 +266,9 @@ class Run:
         elif judge.target is None and not why:
             with self.stage("verify", self.scorer.rows) as record:
                 rivals, record["loss"] = self._rivals(arrangement), loss
-        if solved:
+        if solved and not judge.exact(arrangement):
+            outcome = Outcome.NOISE_FLOOR
+        elif solved:
             outcome = Outcome.EXACT_UP_TO_TIES if len(ties) else Outcome.EXACT
         else:
             outcome = self.minimum if judge.target is None else Outcome.NOT_SOLVED

@@ -54,6 +54,8 @@ class Judge:
     """On the host; None where the outputs cannot be compared with it."""
     default_loss: bool
     """Whether the search's loss is the mean squared error."""
+    target_noise: float = 0.0
+    """Standard deviation of the noise in the target, where that is declared."""
     errors: dict[bytes, float] = field(default_factory=dict)
     noises: dict[bytes, float] = field(default_factory=dict)
 
@@ -68,10 +70,20 @@ class Judge:
 
     def solved(self, arrangement: Int[np.ndarray, "L P"], loss: float = 0.0) -> bool:
         """Whether the arrangement, of this loss on some rows, reproduces the target on all rows."""
-        if self.target is None or (self.default_loss and loss > (NEAR * max(self.scales)) ** 2):
+        near = max(NEAR, 2 * TWICE * self._declared)
+        if self.target is None or (self.default_loss and loss > (near * max(self.scales)) ** 2):
             return False
-        if self._error(self.scorer.outputs_of(arrangement, self.scorer.chunk)) > NEAR:
+        if self._error(self.scorer.outputs_of(arrangement, self.scorer.chunk)) > near:
             return False
+        return self.error(arrangement) <= max(self.tolerance(arrangement), TWICE * self._declared)
+
+    @property
+    def _declared(self) -> float:
+        """The target's declared noise, as `error` has it."""
+        return self.target_noise / min(self.scales, default=1.0) if self.target is not None else 0.0
+
+    def exact(self, arrangement: Int[np.ndarray, "L P"]) -> bool:
+        """Whether its error is one that float32 accounts for, whatever noise was declared."""
         return self.error(arrangement) <= self.tolerance(arrangement)
 
     def error(self, arrangement: Int[np.ndarray, "L P"]) -> float:
