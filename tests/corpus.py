@@ -18,6 +18,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -181,6 +182,12 @@ def deep(levels: int = 300_000) -> bytes:
     return pickled(b"\x80\x02})" + b"\x85" * levels + b"K\x01s.")
 
 
+def written(path: Path, write: Callable[[Any], object]) -> None:
+    """The file as `write` fills it, under its own name: NumPy would add an ending."""
+    with path.open("wb") as file:
+        write(file)
+
+
 def under(save: Callable[[dict, Path], object]) -> Callable[[Path], object]:
     """Another kind of file under a piece's name."""
 
@@ -337,7 +344,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "all layers, one of integers": (
         whole("all.safetensors", lambda named: named | {"piece_2.weight": named["piece_2.weight"].to(torch.int8)}),
-        ["all.safetensors", "piece_2.weight", "floating-point", "I8"],
+        ["all.safetensors", "piece_2.weight", "floating-point", "int8"],
     ),
     "all layers, one quantised": (
         whole("all.pth", lambda named: named | {"piece_1.weight": torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)}),
@@ -382,11 +389,11 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     # other files by a piece's name
     "safetensors under .pth": (under(save_tensors), ["piece_0.pth", "a safetensors file: name it .safetensors"]),
     "NumPy's archive under .pth": (
-        under(lambda state, path: np.savez(path.open("wb"), **{k: a.numpy() for k, a in state.items()})),
+        under(lambda state, path: written(path, lambda file: np.savez(file, **{k: a.numpy() for k, a in state.items()}))),
         ["piece_0.pth", "a NumPy archive (.npz)"],
     ),
     "NumPy's array under .pth": (
-        under(lambda state, path: np.save(path.open("wb"), state["weight"].numpy())),
+        under(lambda state, path: written(path, lambda file: np.save(file, state["weight"].numpy()))),
         ["piece_0.pth", "a NumPy array (.npy)"],
     ),
     "TorchScript under .pth": (under(scripted), ["piece_0.pth", "a TorchScript archive: save its state_dict()"]),

@@ -94,10 +94,10 @@ def test_without_pyarrow_one_line_says_what_to_install(sound: Path, monkeypatch:
     assert "pip install 'dropjax[parquet]'" in refused(sound)
 
 
-def test_the_corpus_is_as_large_as_the_readme_says():
+def test_the_corpus_is_as_large_as_its_page_says():
     bad, odd = len(FOLDERS) + len(CONVERTED) + len(ROLES) + len(PERMUTATIONS), len(ODD) + len(NUMBERED)
     print(f"{bad} bad inputs, {odd} odd ones")
-    readme = Path(__file__).resolve().parents[1] / "README.md"
+    readme = Path(__file__).resolve().parents[1] / "docs" / "testing.md"
     if readme.exists():
         assert f"{bad} bad inputs and {odd} odd ones" in " ".join(readme.read_text().split())
     assert min(bad, odd) >= 60

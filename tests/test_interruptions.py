@@ -108,12 +108,13 @@ def test_a_verification_in_full_that_is_stopped_is_the_fast_one(monkeypatch: pyt
 def test_a_replay_is_the_same_in_parts_and_can_be_stopped(monkeypatch: pytest.MonkeyPatch):
     problem, arrangement, _, _ = solved()
     stack, _, _, table = problem
-    error = replay(verify.arranged_on_host(stack, arrangement), table.x) - table.pred
+    ordered = verify.arranged_on_host(stack, arrangement)
+    error = replay(ordered, table.x) - table.pred
     expected = {"mse": pytest.approx(np.mean(error**2)), "max_abs_error": pytest.approx(np.max(np.abs(error)))}
     monkeypatch.setattr(verify, "PASS_ROWS", 30)
-    assert verify.float64_errors(stack, arrangement, *table) == expected
+    assert verify.float64_errors(ordered, *table) == expected
     asked = iter([False, True])
-    assert verify.float64_errors(stack, arrangement, *table, lambda: next(asked)) is None
+    assert verify.float64_errors(ordered, *table, lambda: next(asked)) is None
 
 
 def start(path: Path, port: int, number: int, *more: str) -> subprocess.Popen[str]:

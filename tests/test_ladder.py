@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from dropjax.search.ladder import Warmed, evidence_of_nothing, rungs
 from dropjax.search.order_rungs import Annealing, ByFlips
 from dropjax.search.pair_rungs import FromEach, Paired
 from dropjax.search.problem import Table
-from dropjax.search.rungs import Ground, climb
+from dropjax.search.rungs import SOME_ROWS, Ground, climb
 from dropjax.search.scan_rungs import Exhausted, Scanned, exhaustible
 
 L, D, H = 7, 5, 9
@@ -143,16 +145,16 @@ def test_what_shuffled_pred_teaches_does_not_carry_over():
 
 @pytest.mark.parametrize(("times", "follows"), [(-9, False), (0.8, False), (4, False), (8, True)])
 def test_outputs_follow_pred_where_they_correlate_by_six_times_what_chance_gives(times, follows):
-    climb, truth, _, _ = dropped(5)
-    x, pred = climb.many
-    unseen, rng = np.asarray(pred, np.float64)[ladder.ROWS :, 0], np.random.default_rng(0)
+    ground, truth, _, _ = dropped(5)
+    x, pred = ground.many
+    unseen, rng = np.asarray(pred, np.float64)[SOME_ROWS:, 0], np.random.default_rng(0)
     along = (unseen - unseen.mean()) / unseen.std()
     across = rng.normal(size=len(along))
     across -= across.mean() + along * np.mean(along * across)
     share = times / len(along) ** 0.5
     wanted = share * along + (1 - share**2) ** 0.5 * across / across.std()
-    climb.many = x, jnp.concatenate([pred[: ladder.ROWS], wanted[:, None].astype(np.float32)])
-    assert (climb.evidence_of_nothing(truth) is None) == follows
+    ground = replace(ground, many=(x, jnp.concatenate([pred[:SOME_ROWS], wanted[:, None].astype(np.float32)])))
+    assert (evidence_of_nothing(ground, truth) is None) == follows
 
 
 def test_a_stop_ends_every_rung_at_once():

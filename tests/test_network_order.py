@@ -262,6 +262,7 @@ def add(p, x):
     return x + p[0].sum() * x
 
 
+@pytest.mark.usefixtures("unchecked")  # what is tested is what the functions themselves say
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -14,6 +14,8 @@ ORDER = RNG.permutation(L)
 W_OUT = -np.swapaxes(W_IN, 1, 2)[ORDER] + 0.05 * RNG.normal(size=(L, D, H)).astype(np.float32)
 PARTNER = np.argsort(ORDER)
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # what is tested is what the function itself says
+
 
 def broken(array: np.ndarray, value: float, place=(2, 3, 1)) -> np.ndarray:
     array = array.copy()

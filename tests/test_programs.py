@@ -86,8 +86,16 @@ def test_other_source_is_another_program(decorate, cache, monkeypatch):
     assert was_traced
 
 
+@pytest.fixture
+def no_cache():
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.usefixtures("no_cache")
 def test_without_a_cache_nothing_is_written(decorate, tmp_path, monkeypatch):
-    assert jax.config.values["jax_compilation_cache_dir"] is None
     monkeypatch.chdir(tmp_path)
     check(decorate()(*ARGUMENTS))
     assert list(tmp_path.iterdir()) == []
@@ -110,6 +118,7 @@ def test_inside_another_trace_it_is_traced_with_it(decorate, cache):
     assert list(cache.glob("dropjax-scaled-*")) == []
 
 
+@pytest.mark.usefixtures("no_cache")
 def test_prepared_in_the_background_it_is_traced_once_and_not_run(decorate):
     program = decorate()
     with ThreadPoolExecutor(2) as pool:

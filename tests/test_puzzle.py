@@ -83,6 +83,7 @@ BAD = {
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", BAD)
 def test_bad_arrays_are_refused_in_one_line(name: str):
     arguments, words = BAD[name]
@@ -151,6 +152,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_stands_for_no_piece_is_refused_in_one_line(name: str):
     arguments, words = REFUSED[name]

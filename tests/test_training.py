@@ -132,7 +132,7 @@ def test_decay_shrinks_the_weights(table):
     [
         ({"depth": 0}, "recipe: depth: expected at least 1, got 0"),
         ({"rate": float("nan")}, "recipe: rate: expected a number above 0, got nan"),
-        ({"activation": "step"}, "recipe: activation: expected one of relu, gelu, gelu_tanh, silu, tanh, got 'step'"),
+        ({"activation": "step"}, f"recipe: activation: expected one of {', '.join(ACTIVATIONS)}, got 'step'"),
         ({"optimizer": "lion"}, "recipe: optimizer: expected one of adam, adamw, sgd, got 'lion'"),
         ({"decay": 0.1}, "recipe: decay: expected 0 with adam (adamw decays), got 0.1"),
     ],

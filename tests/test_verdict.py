@@ -13,7 +13,7 @@ from dropjax.core.protocols import StopReason
 from dropjax.core.puzzle import Puzzle
 from dropjax.core.solution import Outcome
 from dropjax.core.stack import ACTIVATIONS, replay
-from dropjax.search import causes, ladder, rivals, solving, strategies, twins, verdict, verify, yardstick
+from dropjax.search import causes, ladder, rivals, solving, stages, strategies, twins, verdict, verify, yardstick
 from dropjax.search.answer import Answer
 from dropjax.search.problem import Problem
 from dropjax.search.yardstick import Yardstick
@@ -165,7 +165,7 @@ def test_orders_of_the_search_that_fit_as_well_are_rivals():
 def test_an_exact_answer_gives_way_to_a_neighbour_that_is_nearer(monkeypatch):
     # A wrong order counts as exact, as swaps of a deep stack's neighbours do.
     monkeypatch.setattr(yardstick, "EXACT", 1.0)
-    monkeypatch.setattr(strategies, "_straightened", lambda _, arrangement: arrangement)
+    monkeypatch.setattr(stages, "straightened", lambda _, arrangement: arrangement)
     monkeypatch.setattr(solving, "finished", lambda _, arrangement: arrangement)
     monkeypatch.setattr(verdict, "near_rivals", lambda *_: rivals.Rivals())
     puzzle, permutation = planted(3)

@@ -167,7 +167,7 @@ def _numbered(pieces: Mapping | Sequence) -> Iterable[tuple[int, Any]]:
     raise InputError(f"pieces: expected pieces by number, or a list of them, got a {type(pieces).__name__}")
 
 
-def _weight_and_bias(number: int, piece: Any) -> tuple[ArrayLike, ArrayLike | None]:
+def _weight_and_bias(number: Any, piece: Any) -> tuple[ArrayLike, ArrayLike | None]:
     """Its two arrays; one array is a weight, though it may have two rows."""
     if hasattr(piece, "shape"):
         return piece, None

@@ -230,7 +230,7 @@ def _pth(path: Path) -> Held:
     values = {name: tensor.values for name, tensor in tensors.items() if tensor.is_floating and tensor.values is not None}
 
     def part(name: str, where: Slice) -> np.ndarray:
-        return values[name][where].astype(np.float32)
+        return np.asarray(values[name][where], np.float32)
 
     others = loaded.items() if isinstance(loaded, Mapping) and loaded is not data else ()
     notes = (

@@ -138,7 +138,7 @@ class Search:
     def _together(self, at: Descent, chosen: Int[np.ndarray, " n"]) -> Arrangements:
         """Arrangements after several of the chosen moves at once, the best first."""
         chosen = chosen[np.argsort(at.expected[chosen], kind="stable")]
-        several = moves.combined(at.arrangement, self.listed[chosen], TOGETHER[-1])
+        several = moves.combined(at.arrangement, self.listed[chosen], int(TOGETHER[-1]))
         return several[TOGETHER[len(several) > TOGETHER - 2] - 2]
 
     def _guidance(self, at: Descent) -> tuple[Float[np.ndarray, " K"], Arrangements]:

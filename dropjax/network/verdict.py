@@ -32,7 +32,7 @@ RIVALS = 64
 """Moves that are looked at in that way: those that raise the loss least."""
 
 
-def spread(leaf: Float[np.ndarray, "N ..."]) -> float:
+def spread(leaf: Shaped[np.ndarray, "N ..."]) -> float:
     """The RMS distance of a target's numbers from their mean, each feature (on the last axis) having its own."""
     values = np.asarray(leaf, np.float64)
     own = values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values[:, None]
@@ -159,7 +159,7 @@ def _shaken(tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, [shake(number, leaf) for number, leaf in enumerate(leaves)])
 
 
-def undecided(scorer: Scorer, arrangement: Int[np.ndarray, "L P"], least: moves.Moves) -> moves.Moves:
+def undecided(scorer: Scorer, arrangement: Int[np.ndarray, "L P"], least: moves.Moves) -> Int[np.ndarray, "n 4"]:
     """Of these moves, those that raise the loss by less than `CERTAIN` standard errors of the mean over the rows."""
     if scorer.rows < 2:
         return least

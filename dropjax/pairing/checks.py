@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 Half = Float[Array | np.ndarray, "L a b"]
 
 
-def checked(w_in: Any, w_out: Any) -> tuple[Half, Half]:
+def checked(w_in: Any, w_out: Any) -> tuple[Float[Array | np.ndarray, "L h d"], Float[Array | np.ndarray, "L d h"]]:
     """Input halves [L, h, d] and output halves [L, d, h] as float32: arrays, or lists of matrices.
 
     Raises ValueError where they are no real finite numbers of such shapes, or an entry is masked.

@@ -31,7 +31,9 @@ MOST = 256
 def twin_pieces(puzzle: Puzzle, answer: Answer, memory: int = MEMORY) -> list[list[int]]:
     """The pieces that each exchange exchanges which changes no output: two blocks' four, or two input halves."""
     blocks, halves = alike(arranged_on_host(answer.problem.stack, answer.arrangement), answer.problem.table.x)
-    exchanges = [(i, j, both) for both, found in ((True, blocks), (False, halves)) for i, j in np.argwhere(found)][:MOST]
+    exchanges = [(int(i), int(j), both) for both, found in ((True, blocks), (False, halves)) for i, j in np.argwhere(found)][
+        :MOST
+    ]
     if not exchanges:
         return []
     stack, x, _, _ = answer.problem
