@@ -18,13 +18,13 @@ from jaxtyping import Array, Float, Int, Shaped
 from numpy.typing import NDArray
 
 
-def _erf(z: NDArray) -> NDArray:
+def _erf(z: NDArray | np.floating) -> NDArray | np.floating:
     from scipy import special  # which a solve does not need, and which takes its time to import
 
     return special.erf(z)
 
 
-def _expit(z: NDArray) -> NDArray:
+def _expit(z: NDArray | np.floating) -> NDArray | np.floating:
     from scipy import special
 
     return special.expit(z)

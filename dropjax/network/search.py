@@ -141,7 +141,7 @@ class Search:
         several = moves.combined(at.arrangement, self.listed[chosen], int(TOGETHER[-1]))
         return several[TOGETHER[len(several) > TOGETHER - 2] - 2]
 
-    def _guidance(self, at: Descent) -> tuple[Float[np.ndarray, " K"], Arrangements]:
+    def _guidance(self, at: Descent) -> tuple[Float[np.ndarray, " K"], Int[np.ndarray, "n L P"]]:
         """What each move is predicted to add, and arrangements that all predictions together ask for."""
         network, (x, target) = self.scorer.network, self.scorer.chunks[0]
         combinations = min(self.scorer.outputs, max(1, min(COMBINATIONS, SAMPLES // self.scorer.chunk)))

@@ -188,7 +188,7 @@ class Run:
     def found(self, arrangement: Int[np.ndarray, "L P"]) -> bool:
         """Notes an arrangement; whether it is the best so far."""
         (loss,) = self.scorer.losses(arrangement[None])
-        better = self.best is None or loss < self.best[1]
+        better = self.best is None or bool(loss < self.best[1])
         if better:
             self.best = (arrangement, float(loss))
         return better

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Int, PyTree, Shaped
 
 from dropjax.network import moves
 from dropjax.network.protocol import squared_error
@@ -39,7 +39,7 @@ def spread(leaf: Shaped[np.ndarray, "N ..."]) -> float:
     return float(np.sqrt(np.mean((own - own.mean(axis=0)) ** 2)))
 
 
-def rms(a: Float[np.ndarray, "N ..."], b: Float[np.ndarray, "N ..."]) -> float:
+def rms(a: Shaped[np.ndarray, "N ..."], b: Shaped[np.ndarray, "N ..."]) -> float:
     """RMS difference; ∞ where it is no number."""
     found = float(np.sqrt(np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)))
     return found if np.isfinite(found) else np.inf

@@ -277,8 +277,9 @@ def _search(runs: Sequence[Run], strategy: Strategy, begin: Begin) -> tuple[Run,
         searched = next(way, None)
         if searched is None:
             continue
-        found.append((run, searched._replace(stop_reason=run.agreed_stop() or searched.stop_reason)))
-        if run.agreed_stop() or run.solved(searched.arrangement):
+        stop = run.agreed_stop()  # asked once: what ends the search is what it says of its end
+        found.append((run, searched._replace(stop_reason=stop or searched.stop_reason)))
+        if stop or run.solved(searched.arrangement):
             break
         if (better := explained(run, searched)) is not None:
             return better
