@@ -102,7 +102,8 @@ def right(found: Int[np.ndarray, "L 2"], truth: Int[np.ndarray, "L 2"]) -> tuple
 def row(entry: Entry, seed: int, method: str, puzzle: Puzzle, answer: Sequence[int], limit: float) -> dict[str, Any]:
     """One solve, as the report has it."""
     start = time.perf_counter()
-    solution = dropjax.solve(puzzle, method=method, activation=entry.recipe.activation, time_limit=limit)
+    named: Any = {"method": method}  # one of METHODS
+    solution = dropjax.solve(puzzle, **named, activation=entry.recipe.activation, time_limit=limit)
     seconds = time.perf_counter() - start
     pairs, places = right(puzzle.arrangement(solution.permutation), puzzle.arrangement(answer))
     return {

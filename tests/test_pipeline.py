@@ -335,7 +335,7 @@ def test_compile_time_counts_for_the_solve_that_caused_it():
 def test_unknown_options_are_refused():
     puzzle, _ = planted(1)
     with pytest.raises(TypeError, match="colour"):
-        dropjax.solve(puzzle, colour="red")
+        dropjax.solve(puzzle, colour="red")  # pyright: ignore[reportCallIssue]  # that is what is tested
 
 
 @pytest.mark.usefixtures("real_folder")

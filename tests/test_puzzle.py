@@ -141,7 +141,7 @@ def test_a_weight_of_two_rows_is_not_taken_for_a_weight_and_a_bias():
     assert Puzzle.from_arrays(pieces, x, pred).w_in.shape == (1, 2, 3)
 
 
-MISSING = np.ma.masked_array(np.ones((2, 3)), mask=np.eye(2, 3))
+MISSING = np.ma.masked_array(np.ones((2, 3)), mask=np.eye(2, 3) > 0)
 REFUSED = {
     "masked x": ((SOUND, MISSING, pred), "table: x: expected no value missing, got 2 that are masked"),
     "masked pred": ((SOUND, x, np.ma.masked_array([1.0, 2.0], mask=[True, False])), "pred: .* got 1 that are masked"),

@@ -8,7 +8,7 @@ entries of the second column re-pairs them. Every search walks over arrangements
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +18,16 @@ from jaxtyping import Array, Float, Int, Shaped
 from numpy.typing import NDArray
 
 
-def _erf(z: NDArray | np.floating) -> NDArray | np.floating:
+def _erf(z: Any) -> NDArray:
     from scipy import special  # which a solve does not need, and which takes its time to import
 
-    return special.erf(z)
+    return np.asarray(special.erf(z))
 
 
-def _expit(z: NDArray | np.floating) -> NDArray | np.floating:
+def _expit(z: Any) -> NDArray:
     from scipy import special
 
-    return special.expit(z)
+    return np.asarray(special.expit(z))
 
 
 class Activation(NamedTuple):
