@@ -60,13 +60,12 @@ def uninterrupted(puzzle: Puzzle, options: Options, seconds: float) -> dict[Plac
 
 def killed(command: list[str], moment: float) -> bool:
     """Runs the command and kills it after `moment` seconds; False where it had ended by itself."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        _, err = process.communicate(timeout=moment)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return True
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, err = process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            return True
     if process.returncode not in (console.SOLVED, console.NOT_SOLVED):
         raise SystemExit(f"expected a search, got exit status {process.returncode}: {err[-300:]}")
     return False
