@@ -212,7 +212,7 @@ class Lines(Progress):
 
 
 class Terminal(Lines):
-    """The same, and a spinner with the stage's name while it runs."""
+    """A line for each stage when it has ended, and a spinner with its name while it runs."""
 
     def __init__(self) -> None:
         from rich.console import Console

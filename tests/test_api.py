@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import dropjax
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "build_api.py"
@@ -13,6 +15,7 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, SCRIPT, folder], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_reference_is_built_without_warnings(tmp_path: Path):
     built = build(tmp_path)
     assert (built.returncode, built.stderr) == (0, "")
@@ -22,6 +25,7 @@ def test_the_reference_is_built_without_warnings(tmp_path: Path):
     assert {path.name for path in tmp_path.glob("*.html")} == {"index.html", "dropjax.html"}
 
 
+@pytest.mark.slow
 def test_a_warning_fails_the_build(tmp_path: Path):
     code = f"""
 import runpy, sys, dropjax

@@ -23,6 +23,9 @@ from dropjax.io.converted import write_converted
 from dropjax.io.folders import TABLE, write_folder
 from dropjax.io.loading import load
 
+LONG = {"one list copied again and again", "one list of pairs copied again and again"}
+"""Folders that take some seconds to be refused."""
+
 
 @pytest.fixture
 def sound(tmp_path: Path) -> Path:
@@ -114,7 +117,7 @@ def refused(path: Path) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize", "ignore:loadtxt")
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", [pytest.param(of, marks=pytest.mark.slow) if of in LONG else of for of in FOLDERS])
 def test_a_bad_folder_is_refused_in_one_line(sound: Path, name: str):
     if "Parquet" in name:
         pytest.importorskip("pyarrow")

@@ -3,10 +3,12 @@
 import builders
 import devices
 import numpy as np
+import pytest
 
 from dropjax.io.converted import write_converted
 
 
+@pytest.mark.slow
 def test_the_same_work_on_one_device_and_on_two(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(devices, "PASS_ROWS", 100)
     puzzle, _ = builders.random_puzzle(np.random.default_rng(0))

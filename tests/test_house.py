@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "dropjax"
+import dropjax
+
+PACKAGE = Path(dropjax.__file__).parent
 
 ROOMS = [
     "core",

@@ -117,7 +117,7 @@ def hard() -> Puzzle:
     return dataclasses.replace(puzzle, pred=np.random.default_rng(0).permutation(puzzle.pred))
 
 
-@pytest.mark.parametrize(("method", "step"), [("auto", 17), ("paper", 3)])
+@pytest.mark.parametrize(("method", "step"), [pytest.param("auto", 17, marks=pytest.mark.slow), ("paper", 3)])
 def test_a_search_stopped_again_and_again_ends_where_it_would_have(tmp_path: Path, monkeypatch, method: str, step: int):
     monkeypatch.setattr(ladder, "ROUNDS", (60, 40))
     monkeypatch.setattr(order_rungs, "PAIRED_EVERY", 20)

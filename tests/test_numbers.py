@@ -33,6 +33,7 @@ def plain(solution: dropjax.Solution) -> str:
     return json.dumps(solution.to_json(), allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "paper"])
 def test_an_order_that_overflows_never_wins(method):
     puzzle, truth = planted(1)
@@ -62,6 +63,7 @@ def test_scores_that_are_not_numbers_rank_last():
     np.testing.assert_array_equal(bubbled.arrangement, wrong)
 
 
+@pytest.mark.slow
 def test_a_table_of_constants_says_only_what_it_can():
     puzzle, truth = planted(3)
     constant = dataclasses.replace(puzzle, x=np.repeat(puzzle.x[:1], 300, axis=0))

@@ -4,6 +4,7 @@ import math
 from itertools import permutations
 
 import numpy as np
+import pytest
 from builders import random_puzzle, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,6 +54,7 @@ def test_a_dropped_stack_is_solved_and_round_trips(tmp_path_factory, seed: int, 
     assert (again.permutation, again.outcome) == (solution.permutation, solution.outcome)
 
 
+@pytest.mark.slow
 @few
 @given(seeds, st.permutations(range(L)), st.permutations(range(L)))
 def test_the_verdict_is_that_of_a_float64_replay(seed: int, ins: list[int], outs: list[int]):

@@ -77,6 +77,7 @@ def test_right_pairs_are_left_alone():
 # Order
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(reference.shapes, reference.seeds)
 def test_normal_equations_are_those_of_the_flips(shape, seed):

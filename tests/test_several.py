@@ -110,6 +110,7 @@ def test_solve_many_keeps_the_order_and_raises_where_it_was(solve):
         next(found)
 
 
+@pytest.mark.slow
 def test_sigint_ends_several_soon(tmp_path: Path):
     easy, _ = random_puzzle(np.random.default_rng(0), L=5, d=8, h=12, rows=80)
     hard, _ = random_puzzle(np.random.default_rng(1), L=24, d=32, h=48, coupling=0, rows=4000)

@@ -181,6 +181,7 @@ def test_a_search_out_of_time_goes_on_from_its_checkpoint(solve, planted, conver
     assert "--resume goes with --checkpoint" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interruption_leaves_the_best_so_far(tmp_path, number):
     puzzle, _ = builders.random_puzzle(np.random.default_rng(1), L=24, d=32, h=48, rows=4000)

@@ -66,6 +66,7 @@ def test_nothing_is_set_where_nothing_is_foreign():
         assert dict(jax.config.values) == before
 
 
+@pytest.mark.slow
 def test_all_foreign_settings_at_once_change_no_answer():
     """Each product, seed and thread of a search, and of pairing alone, with nothing compiled before."""
     puzzle, permutation = random_puzzle(np.random.default_rng(3), L=7, d=6, h=11, coupling=0.5, rows=90)

@@ -47,6 +47,7 @@ def with_pred(puzzle: Puzzle, permutation, activation="relu", x=None, offset=0.0
 # Rounding and noise
 
 
+@pytest.mark.slow
 def test_labels_that_the_stack_knows_nothing_of_are_not_solved():
     puzzle, _ = planted()
     puzzle = dataclasses.replace(puzzle, w_last=puzzle.w_last / 100, b_last=np.float32([0.5]))
@@ -188,6 +189,7 @@ def test_a_small_spread_on_a_large_offset_is_right_or_not_solved(offset, scale, 
     np.testing.assert_array_equal(solution.stack.b_last, (scale * puzzle.b_last + offset).astype(np.float32))
 
 
+@pytest.mark.slow
 def test_outputs_of_different_size_are_judged_each_by_its_own():
     puzzle, permutation = planted(4, o=2)
     scales = np.array([[1.0], [1e-4]], np.float32)
@@ -204,6 +206,7 @@ def test_outputs_of_different_size_are_judged_each_by_its_own():
     assert dropjax.solve(dataclasses.replace(puzzle, pred=spoilt), time_limit=10).outcome is Outcome.NOT_SOLVED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 400])
 def test_a_pred_without_spread_is_not_solved(rows):
     puzzle, _ = planted()

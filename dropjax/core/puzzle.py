@@ -270,7 +270,7 @@ def _tell_apart(pieces: Mapping[int, Piece]) -> tuple[list[int], list[int], int]
 
 
 def _by_role(pieces: Mapping[int, Piece], roles: Mapping[int, str]) -> tuple[list[int], list[int], int]:
-    """The same, as `roles` says; shapes are then checked and not guessed from."""
+    """Numbers of the input halves, the output halves and the last layer, as `roles` says; shapes are checked."""
     unknown = sorted(set(roles) - set(pieces))
     missing = sorted(set(pieces) - set(roles))
     if unknown or missing:

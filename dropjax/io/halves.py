@@ -34,7 +34,7 @@ class Side:
     """What to add to the names where one tensor holds two halves."""
 
     def reordered(self, order: Int[np.ndarray, " L"]) -> "Side":
-        """The same halves in another order."""
+        """These halves in another order."""
         pick = [int(k) for k in order]
         return Side(
             tuple(self.names[k] for k in pick),

@@ -62,7 +62,7 @@ class Scorer:
         return cls(mesh.put(network), chunks, rows, chunk, outputs, int(np.clip(fits, 2, MOST)), together)
 
     def towards(self, network: Network, target: PyTree) -> "Scorer":
-        """The same rows with another target, for a network with the same parts."""
+        """A scorer of these rows with another target, for a network with the same parts."""
         targets = in_chunks(target, self.rows, self.chunk)
         return replace(self, network=network, chunks=[(x, new) for (x, _), new in zip(self.chunks, targets, strict=True)])
 

@@ -94,7 +94,7 @@ class Judge:
         return self.errors[key]
 
     def _error(self, outputs: PyTree[Shaped[np.ndarray, "n ..."]]) -> float:
-        """Of the first rows' outputs; of several arrays, the largest error."""
+        """The error in the first rows' outputs; where these are several arrays, the largest one."""
         return self._apart(outputs, self.target)
 
     def tolerance(self, arrangement: Int[np.ndarray, "L P"]) -> float:
@@ -160,7 +160,7 @@ def _shaken(tree: PyTree) -> PyTree:
 
 
 def undecided(scorer: Scorer, arrangement: Int[np.ndarray, "L P"], least: moves.Moves) -> Int[np.ndarray, "n 4"]:
-    """Of these moves, those that raise the loss by less than `CERTAIN` standard errors of the mean over the rows."""
+    """Those of the moves that raise the loss by less than `CERTAIN` standard errors of the mean over the rows."""
     if scorer.rows < 2:
         return least
     losses = scorer.row_losses(np.concatenate([arrangement[None], moves.moved(arrangement, least)])).astype(np.float64)

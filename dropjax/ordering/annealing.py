@@ -52,7 +52,7 @@ def start_annealing(arrangement: Int[np.ndarray, "L 2"], seed: int) -> Annealed:
 
 
 def from_here(at: Annealed, arrangement: Int[np.ndarray, "L 2"]) -> Annealed:
-    """The same annealing gone on with from another arrangement: its first round does nothing but look at it."""
+    """This annealing, continued from another arrangement; the first round does nothing but look at it."""
     infinite, zero = mesh.put((np.float32(np.inf), np.int32(0)))
     return at._replace(arrangement=mesh.put(arrangement), mse=infinite, best_mse=infinite, most=zero)
 

@@ -90,7 +90,7 @@ class Places(NamedTuple):
 
 
 class Precedence(NamedTuple):
-    """Of the blocks at positions i and i + 1 + k: whether they stand the wrong way round, as places know it."""
+    """Whether the blocks at positions i and i + 1 + k stand the wrong way round, as far as places tell."""
 
     probability: Float[Array | np.ndarray, "L reach"]
     slope: Float[Array | np.ndarray, "L reach"]

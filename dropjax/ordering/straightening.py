@@ -121,7 +121,7 @@ def straightening(
 
 
 def likeliest_order(normal: Normal, depth: int) -> Int[Array, " L"]:
-    """Of the orders that regressions of the errors ask for, the one of the lowest MSE to first order.
+    """The order of the lowest MSE to first order, among those that regressions of the errors ask for.
 
     D9 in docs/method.md.
     """

@@ -32,7 +32,7 @@ def chosen(name: str, mlps: Mlps) -> list[str]:
 
 
 def selection(mlps: Mlps) -> dict[str, Any]:
-    """The same for the JSON."""
+    """What the JSON says of the selection."""
     chosen = {kind: [name + side.label for name in sorted(side.names, key=natural)] for kind, side in mlps.sides.items()}
     return {"mlps": mlps.depth, "chosen": chosen, **mlps.account.record(mlps.transposed), "others": mlps.others}
 

@@ -65,13 +65,13 @@ def norms(seen: Evidence) -> Float[np.ndarray, "L L"]:
 
 
 def norm_ranks(seen: Evidence) -> Float[np.ndarray, "L L"]:
-    """The same of the norms' ranks (Spearman). Blind and not blind to the same."""
+    """The rank correlation (Spearman) of the hidden units' norms; it sees what `norms` sees."""
     ranks = partial(scipy.stats.rankdata, axis=1)
     return _correlation(ranks(seen.in_norms), ranks(seen.out_norms))
 
 
 def peaks(seen: Evidence) -> Float[np.ndarray, "L L"]:
-    """The same of the hidden units' largest weights. Blind and not blind to the same."""
+    """The correlation of the hidden units' largest weights; it sees what `norms` sees."""
     return _correlation(seen.in_peaks, seen.out_peaks)
 
 

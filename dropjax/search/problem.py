@@ -32,7 +32,7 @@ class Problem(NamedTuple):
         return cls(mesh.put(stack), *on_devices, Table(x, pred))
 
     def first(self, rows: int) -> "Problem":
-        """The same with the table's first rows alone."""
+        """The problem with the table's first rows alone."""
         # Cut on the host: on the device each new length would be one more program to compile.
         if rows >= len(self.x):
             return self

@@ -256,7 +256,7 @@ def _changed(options: Options | None, changes: Mapping[str, Any]) -> Options:
 
 
 def _doubt(run: Run, puzzle: Puzzle, searched: Searched, verdict: Verdict) -> dict[str, Any]:
-    """Of a search that did not solve it, what its `Solution` says of that."""
+    """What a `Solution` says of a search that did not solve the puzzle."""
     arrangements, mse = zip(*run.log, strict=True)
     open_still = [doubt.unsettled(arrangements, mse), doubt.differing(verdict.arrangement, verdict.rivals)]
     variance = run.yardstick.variance
