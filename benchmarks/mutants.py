@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 TESTS = {
     "search/verify.py": "tests/test_verify.py",
-    "search/verdict.py": "tests/test_pipeline.py -k 'twin or exact_but or rounded or noise or planted_stack'",
+    "search/verdict.py": "tests/test_verdict.py tests/test_pipeline.py -k 'not real'",
     "search/doubt.py": "tests/test_doubt.py",
     "ordering/bubble.py": "tests/test_repair.py -k bubble",
     "ordering/bradley_terry.py": "tests/test_bradley_terry.py -k 'not benchmark and not rivals'",
@@ -147,7 +147,7 @@ def passes(tests: str, folder: Path, compiled: Path, timeout: float | None) -> b
         # JAX finds what it compiled by the program itself, so that only what a mutation changed is compiled again.
         **{"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
     }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *shlex.split(tests)]
     try:
         run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=timeout)
     except subprocess.TimeoutExpired:
