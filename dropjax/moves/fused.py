@@ -58,7 +58,7 @@ def squared_errors(
     weight: Float[Array, " N"],
     interpret: bool = False,
 ) -> Float[Array, " C"]:
-    """`moves.squared_error` of each arrangement, run from the state before its start; `interpret` is for tests."""
+    """`moves.exact.squared_error` of each arrangement, run from the state before its start; `interpret` is for tests."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 

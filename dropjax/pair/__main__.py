@@ -65,7 +65,7 @@ class RandomHalves:
     seed: int
 
     def units(self, start: int, stop: int) -> tuple[Float[np.ndarray, "L s d"], Float[np.ndarray, "L s d"]]:
-        """See `pairing.Halves`."""
+        """See `pairing.evidence.Halves`."""
         depth, hidden, width = self.shape
         rng = np.random.default_rng((self.seed, start))
         size = depth, stop - start, width

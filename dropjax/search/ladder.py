@@ -72,9 +72,7 @@ class Warmed:
 
     def step(self, at: WarmedState, found: Climbed) -> WarmedState:
         """See `Rung`."""
-        spent = at.best._replace(
-            evaluations=at.best.evaluations + found.evaluations, moves=at.best.moves + found.moves
-        )  # fmt: skip
+        spent = at.best._replace(evaluations=at.best.evaluations + found.evaluations, moves=at.best.moves + found.moves)
         best = at.best.or_better(found) if at.phase == 2 else spent
         return WarmedState(best, found, at.phase + 1, at.hot)
 

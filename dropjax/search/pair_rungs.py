@@ -20,9 +20,7 @@ PAIRINGS_JUDGED = 4
 def other_pairings(ground: Ground, arrangement: Int[np.ndarray, "L 2"]) -> list[Int[np.ndarray, "L 2"]]:
     """Other pairings by least squares, the likeliest first."""
     memory = ground.context.memory
-    return proposals(
-        ground.stack, arrangement, ground.doubtful, ground.score, *ground.many, sizes=SIZES, memory=memory
-    )  # fmt: skip
+    return proposals(ground.stack, arrangement, ground.doubtful, ground.score, *ground.many, sizes=SIZES, memory=memory)
 
 
 def likeliest_pairs(ground: Ground, here: Climbed) -> Climbed:

@@ -135,11 +135,6 @@ def rounded_to(values: Float[np.ndarray, "*n"]) -> int | None:
     return None
 
 
-def exact_mse(pred: Float[np.ndarray, "N o"]) -> float:
-    """The MSE up to which an answer is exact."""
-    return Yardstick.of(pred).tolerance
-
-
 def attainable_mse(pred: Float[np.ndarray, "N o"], noise: float | None) -> float:
     """The MSE up to which a search has nothing left to find, where pred has that noise."""
     yardstick = Yardstick.of(pred, sigma=noise)

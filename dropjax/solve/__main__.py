@@ -74,7 +74,7 @@ def positive(kind: type[int] | type[float]):
 
 
 def parser() -> console.Parser:
-    """The command line's arguments; each search option carries the name of its field in `pipeline.Options`."""
+    """The command line's arguments; each search option carries the name of its field in `Options`."""
     defaults = Options()
     p = console.Parser(
         prog="python -m dropjax.solve",
@@ -88,6 +88,23 @@ def parser() -> console.Parser:
         metavar="PUZZLE",
         help="puzzle folders or converted .safetensors (default: the example)",
     )
+    _add_search(p, defaults)
+    check = p.add_argument_group("verification")
+    check.add_argument("--verify", choices=("fast", "full"), default=defaults.verify, help="full: float64 replay, every tie")
+    check.add_argument("--expect-sha256", type=sha256_digest, metavar="HEX", help="compared at the end; never steers")
+    _add_machine(p, defaults)
+    result = p.add_argument_group("results")
+    result.add_argument(
+        "--out", type=Path, metavar="DIR", help="permutation.txt, solution.json, model.safetensors, index.html"
+    )
+    result.add_argument(
+        "--json", type=Path, metavar="FILE", help="solution.json alone; - prints it, and nothing else, on standard output"
+    )
+    result.add_argument("--quiet", action="store_true", help="print the permutation alone")
+    return p
+
+
+def _add_search(p: console.Parser, defaults: Options) -> None:
     search = p.add_argument_group("search")
     search.add_argument("--method", choices=("auto", "paper"), default=defaults.method)
     search.add_argument(
@@ -115,9 +132,9 @@ def parser() -> console.Parser:
     search.add_argument("--resume", action="store_true", help="go on with what --checkpoint holds, to the same answer")
     search.add_argument("--random-seed", type=int, default=defaults.random_seed)
     search.add_argument("--roles", type=Path, metavar="FILE", help="JSON: piece number → in, out or last, where h = d")
-    check = p.add_argument_group("verification")
-    check.add_argument("--verify", choices=("fast", "full"), default=defaults.verify, help="full: float64 replay, every tie")
-    check.add_argument("--expect-sha256", type=sha256_digest, metavar="HEX", help="compared at the end; never steers")
+
+
+def _add_machine(p: console.Parser, defaults: Options) -> None:
     machine = p.add_argument_group("machine")
     machine.add_argument("--platform", choices=("cpu", "gpu", "cuda", "rocm", "tpu"))
     machine.add_argument("--memory", type=memory_size, default=defaults.memory, metavar="SIZE", help="such as 512M or 2G")
@@ -134,15 +151,6 @@ def parser() -> console.Parser:
     machine.add_argument("--num-processes", type=positive(int), metavar="N", help="that are started with this command")
     machine.add_argument("--process-id", type=int, metavar="K", help="this one, from 0")
     machine.add_argument("--no-cache", action="store_true", help="keep no compiled programs between runs")
-    result = p.add_argument_group("results")
-    result.add_argument(
-        "--out", type=Path, metavar="DIR", help="permutation.txt, solution.json, model.safetensors, index.html"
-    )
-    result.add_argument(
-        "--json", type=Path, metavar="FILE", help="solution.json alone; - prints it, and nothing else, on standard output"
-    )
-    result.add_argument("--quiet", action="store_true", help="print the permutation alone")
-    return p
 
 
 def describe_puzzle(puzzle: Puzzle, name: str) -> str:
