@@ -32,7 +32,7 @@ class Options:
 
     method: Literal["auto", "paper"] = "auto"
     pairing: str | None = None
-    """A signal of `pairing.portfolio.pair`. None: ddr and, for `auto`, where that does not solve it, the one that separates best."""
+    """A signal of `dropjax.pair`. None: ddr and, for `auto`, where that does not solve it, the one that separates best."""
     seed_order: str | None = None
     """One of `seeding.SEED_ORDERS`. None: delta_norm for `paper`, the best of all for `auto`."""
     direction: Literal["ascending", "descending"] | None = None
@@ -45,7 +45,7 @@ class Options:
     initial_order: Sequence[int] | None = None
     """A permutation to start from, its pairing included."""
     activation: str = "relu"
-    """One of `core.stack.ACTIVATIONS`, or "auto": every one is tried, and the right one is the one that can reproduce pred. Where
+    """One of `ACTIVATIONS`, or "auto": every one is tried, and the right one is the one that can reproduce pred. Where
     the one named leaves an error that another does not, the other is taken, and that is said."""
     search_rows: int = 2000
     """Rows that `paper`'s searches decide on: the table's first."""

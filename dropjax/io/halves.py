@@ -47,7 +47,7 @@ class Side:
 
 @dataclass(frozen=True)
 class CheckpointHalves:
-    """Two kinds of halves of the same MLPs, as `pairing.evidence.Halves`: usually W_in and W_out, or the gate and up projections."""
+    """Two kinds of halves of the same MLPs, as `pairing.evidence.Halves`: usually W_in and W_out, or gate and up."""
 
     checkpoint: Checkpoint
     ours: Side
