@@ -2,7 +2,8 @@
 
 Each mutant is the package with one thing changed: a comparison, an operator, a constant, a condition, or a statement left
 out. The tests that `TESTS` names for its module run on a copy of the package; a mutant that they pass has survived. Those
-that nobody can observe are in `EQUIVALENT`, with the reason, and do not count.
+that nobody can observe do not count: they are in `EQUIVALENT`, with the reason, or change one of the `BUDGETS`. `--again
+FILE` tries only those that survived in an earlier run's FILE.
 """
 
 import argparse
@@ -49,6 +50,21 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "kept, k = (np.zeros(len(one), bool), last_of[-1] if last_of else -1)  →  "
         "kept, k = (np.zeros(len(one), bool), last_of[-1] if last_of else -2)",
     ): "any negative number ends the walk back",
+    (
+        "moves/arrangements.py",
+        "shifted = k + ((i <= k) & (k < j)).astype(k.dtype) - ((j < k) & (k <= i)).astype(k.dtype)  →  "
+        "shifted = k + ((i <= k) & (k <= j)).astype(k.dtype) - ((j < k) & (k <= i)).astype(k.dtype)",
+    ): "position j is written over",
+    (
+        "moves/arrangements.py",
+        "shifted = k + ((i <= k) & (k < j)).astype(k.dtype) - ((j < k) & (k <= i)).astype(k.dtype)  →  "
+        "shifted = k + ((i <= k) & (k < j)).astype(k.dtype) - ((j <= k) & (k <= i)).astype(k.dtype)",
+    ): "position j is written over",
+    (
+        "moves/arrangements.py",
+        "return jnp.stack([arrangement[ins_from, 0], arrangement[outs_from, 1]], axis=1)  →  "
+        "return jnp.stack([arrangement[ins_from, 0], arrangement[outs_from, 2]], axis=1)",
+    ): "JAX takes the last column for one beyond it",
 }
 """Mutants that do what the code does, by module and change, and why."""
 
@@ -58,8 +74,15 @@ OPERATORS: dict[type, type] = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult},
     **{ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Pow: ast.Mult, ast.MatMult: ast.Mult, ast.LShift: ast.RShift},
 }
+BUDGETS = {"NEAR", "NEARER", "PASS_ROWS", "SCREENED_ROWS", "PADDED", "CLOSEST", "AT_ONCE", "LOOKS", "POINTS", "MOST"}
+BUDGETS |= {"bytes_per_row", "held"}
+"""Names of how much is done at once or looked at, from which time and memory follow, and no result."""
+
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
 NAMES |= {"argmin": "argmax", "argmax": "argmin", "zeros": "ones", "ones": "zeros"}
+FAR = 25
+"""Factor for constants of a whole module, most of which are tuned: twice as much, or one more, is as right."""
+
 NOT_MUTATED = ("annotation", "returns", "decorator_list", "type_params", "args")
 """Parts of a node that speak to readers and checkers, or are defaults, such as the memory that the caller is given."""
 
@@ -73,8 +96,8 @@ class Mutant(NamedTuple):
     source: str
 
 
-def alternatives(node: ast.AST) -> Iterator[tuple[str, Any]]:
-    """Fields of the node and other values for them."""
+def alternatives(node: ast.AST, of_module: bool) -> Iterator[tuple[str, Any]]:
+    """Fields of the node and other values for them; a constant of the whole module is changed by `FAR`."""
     match node:
         case ast.Compare(ops=[op, *rest]) if type(op) in OPERATORS:
             yield "ops", [OPERATORS[type(op)](), *rest]
@@ -92,7 +115,8 @@ def alternatives(node: ast.AST) -> Iterator[tuple[str, Any]]:
         case ast.Constant(value=bool(value)):
             yield "value", not value
         case ast.Constant(value=int(value) | float(value)):
-            yield "value", value + 1 if isinstance(value, int) or value == 0 else 2 * value
+            near = value + 1 if isinstance(value, int) or value == 0 else 2 * value
+            yield "value", FAR * value if of_module and value else near
         case ast.Name(id=name) if name in NAMES:
             yield "id", NAMES[name]
         case ast.Attribute(attr=name) if name in NAMES:
@@ -104,6 +128,11 @@ def alternatives(node: ast.AST) -> Iterator[tuple[str, Any]]:
             yield "body", [*body[:k], ast.copy_location(ast.Pass(), statement), *body[k + 1 :]]
 
 
+def names_in(nodes: list[ast.expr]) -> set[str]:
+    """The names below these nodes."""
+    return {name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name)}
+
+
 def is_text(statement: ast.AST) -> bool:
     """Whether it is a docstring."""
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
@@ -111,7 +140,11 @@ def is_text(statement: ast.AST) -> bool:
 
 def code(node: ast.AST) -> Iterator[ast.AST]:
     """The node and all below it that does something when it runs; messages of errors do not count."""
+    if isinstance(node, ast.Assign) and BUDGETS & names_in(node.targets):
+        return
     yield node
+    if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant):
+        return  # its sign is changed
     for name, value in ast.iter_fields(node):
         if name in NOT_MUTATED and not isinstance(node, ast.Call):
             continue
@@ -125,8 +158,9 @@ def mutants(module: str) -> Iterator[Mutant]:
     """Every mutant of a module of the package."""
     tree = ast.parse((ROOT / "dropjax" / module).read_text())
     before = ast.unparse(tree)
+    of_module = {id(node) for statement in tree.body if isinstance(statement, ast.Assign) for node in ast.walk(statement)}
     for node in code(tree):
-        for field, value in alternatives(node):
+        for field, value in alternatives(node, id(node) in of_module):
             kept = getattr(node, field)
             setattr(node, field, value)
             after = ast.unparse(ast.fix_missing_locations(tree))
@@ -155,8 +189,10 @@ def passes(tests: str, folder: Path, compiled: Path, timeout: float | None) -> b
     return run.returncode == 0
 
 
-def measure(modules: list[str], most: int, seed: int, timeout: float) -> list[dict[str, Any]]:
-    """A record for each mutant that was tried: up to `most` of each module, drawn by the seed."""
+def measure(
+    modules: list[str], most: int, seed: int, timeout: float, again: set[tuple[str, str]] | None
+) -> list[dict[str, Any]]:
+    """A record for each mutant that was tried: up to `most` of each module, drawn by the seed, or those in `again`."""
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder, compiled = Path(temporary) / "copy", Path(temporary) / "compiled"
@@ -171,6 +207,8 @@ def measure(modules: list[str], most: int, seed: int, timeout: float) -> list[di
                 raise SystemExit(f"{module}: its tests fail without a mutation: {TESTS[module]}")
             allowed = timeout + 10 * (time.perf_counter() - begun)
             every = [mutant for mutant in mutants(module) if (module, mutant.change) not in EQUIVALENT]
+            if again is not None:
+                every = [mutant for mutant in every if (module, mutant.change) in again]
             drawn = np.random.default_rng(seed).permutation(len(every))[:most]
             for mutant in (every[k] for k in sorted(drawn)):
                 path.write_text(mutant.source)
@@ -194,8 +232,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds on top of ten times what the tests take")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="only what survived in the run that wrote this")
     args = parser.parse_args()
-    rows = measure(args.modules or list(TESTS), args.most, args.seed, args.timeout)
+    again = None
+    if args.again is not None:
+        again = {(row["module"], row["change"]) for row in json.loads(args.again.read_text())["rows"] if not row["killed"]}
+    rows = measure(args.modules or list(TESTS), args.most, args.seed, args.timeout, again)
     killed = sum(row["killed"] for row in rows)
     print(f"{killed} of {len(rows)} killed: {killed / max(1, len(rows)):.1%}")
     if args.json is not None:

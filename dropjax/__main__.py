@@ -21,7 +21,25 @@ COMMANDS = {
 def usage() -> str:
     """What the command says of itself."""
     lines = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
-    return f"usage: dropjax COMMAND …\n\n{lines}\n\ndropjax COMMAND --help tells more; dropjax --version tells the version."
+    return f"""usage: dropjax COMMAND …
+
+{lines}
+
+dropjax COMMAND --help tells more; dropjax --version tells the version; dropjax --completion SHELL prints a script that
+completes commands and options in bash, zsh or tcsh."""
+
+
+def print_completion(shell: str | None = None) -> None:
+    """Prints the script for a shell; one line where it is not known, or shtab is not there."""
+    from dropjax import completion
+
+    if shell not in completion.SHELLS:
+        got = "none" if shell is None else repr(shell)
+        console.fail(f"--completion: expected one of {', '.join(completion.SHELLS)}, got {got}")
+    try:
+        print(completion.script(shell, COMMANDS))
+    except ImportError:
+        console.fail("--completion: expected the package shtab (pip install shtab), got none")
 
 
 def main() -> NoReturn:
@@ -32,6 +50,9 @@ def main() -> NoReturn:
         sys.exit(0)
     if name == "--version":
         print(f"dropjax {dropjax.__version__}")
+        sys.exit(0)
+    if name == "--completion":
+        print_completion(*arguments[:1])
         sys.exit(0)
     if name not in COMMANDS:
         console.fail(f"expected a command, one of {', '.join(COMMANDS)}, got {name!r} (see --help)")

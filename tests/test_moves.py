@@ -5,7 +5,16 @@ import pytest
 import reference
 from hypothesis import given, settings
 
-from dropjax.moves.arrangements import INSERTION, PAIR_SWAP, SWAP, adjacent_swaps, insertions, moved, pairs_of_positions
+from dropjax.moves.arrangements import (
+    INSERTION,
+    PAIR_SWAP,
+    SWAP,
+    adjacent_swaps,
+    insertions,
+    moved,
+    nothing,
+    pairs_of_positions,
+)
 from dropjax.moves.exact import score_arrangements, score_moves
 from dropjax.moves.first_order import (
     Steps,
@@ -54,6 +63,17 @@ def test_the_lists_of_moves_are_complete_and_without_repeats():
     everything = {tuple(reference.after(start, (1, i, j))[:, 0]) for i in range(6) for j in range(6) if i != j}
     assert results == everything
     assert len(results) == len(insertions(6)) == 25
+
+
+def test_the_lists_of_moves_are_in_the_order_that_is_said():
+    assert adjacent_swaps(3).tolist() == [[SWAP, 0, 1], [SWAP, 1, 2]]
+    assert pairs_of_positions(3, PAIR_SWAP).tolist() == [[PAIR_SWAP, 0, 1], [PAIR_SWAP, 0, 2], [PAIR_SWAP, 1, 2]]
+    # A neighbour goes to the right only.
+    assert insertions(3).tolist() == [[INSERTION, 0, 1], [INSERTION, 0, 2], [INSERTION, 1, 2], [INSERTION, 2, 0]]
+
+
+def test_a_filled_up_batch_gains_moves_of_nothing_at_the_last_position():
+    assert nothing(4, 2).tolist() == [[SWAP, 3, 3], [SWAP, 3, 3]]
 
 
 @pytest.mark.parametrize("together", [1, 4])

@@ -37,7 +37,7 @@ def test_the_licence_travels_with_the_package():
 
 
 def test_every_dependency_has_a_lower_bound_and_is_pinned_above_it():
-    others = {"dropjax[convert,parquet,report]", "jax[cuda12]", "jax[tpu]"}
+    others = {"dropjax[completion,convert,parquet,report]", "jax[cuda12]", "jax[tpu]"}
     lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
     assert {text for texts in lists for text in texts if ">=" not in text} == others
     assert {name: pinned()[name] for name, bound in bounds().items() if numbers(pinned()[name]) < numbers(bound)} == {}

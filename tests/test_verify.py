@@ -6,6 +6,7 @@ import pytest
 import reference
 
 from dropjax.core.stack import identity_arrangement
+from dropjax.runtime.device import CORE_ROWS
 from dropjax.search import verify
 
 
@@ -27,7 +28,7 @@ def test_a_pass_measures_what_numpy_measures(memory):
     np.testing.assert_allclose(passed.max_abs_error, np.abs(error).max(), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("cores", "rows"), [(1, 130), (3, 3 * 640 + 1), (4, 4 * 640 + 3)])
+@pytest.mark.parametrize(("cores", "rows"), [(1, 130), (2, 2 * 640 + 1), (3, 3 * 640 + 1), (4, 4 * 640 + 3)])
 def test_a_pass_in_parts_measures_every_row_once(monkeypatch, cores, rows):
     monkeypatch.setattr(verify, "workers", lambda: cores)
     stack, arrangement, x, pred = made(rows=rows)
@@ -42,6 +43,11 @@ def test_a_pass_in_parts_measures_every_row_once(monkeypatch, cores, rows):
     np.testing.assert_allclose(passed.by_output, np.mean(error**2, axis=0), rtol=1e-4)
     np.testing.assert_allclose(passed.largest, np.abs(error).max(axis=0), rtol=1e-4)
     assert passed.mse == pytest.approx(np.mean(error**2), rel=1e-4)
+
+
+def test_a_pass_has_one_part_for_each_core_and_none_of_few_rows(monkeypatch):
+    monkeypatch.setattr(verify, "workers", lambda: 3)
+    assert [verify.pass_parts(rows) for rows in (1, CORE_ROWS, 2 * CORE_ROWS, 100 * CORE_ROWS)] == [1, 1, 2, 3]
 
 
 def test_rows_that_fill_up_the_last_part_do_not_count(monkeypatch):
