@@ -25,7 +25,7 @@ from dropjax.runtime.rows import in_chunks, map_over_rows, sum_over_rows
 PASS_ROWS = 1 << 14
 """Rows that go through the stack together where one part takes them all: enough to keep a device busy."""
 
-SCREENED_ROWS = 64
+SCREENED_ROWS = 48
 """Rows on which ties are looked for and float32's noise is measured; what is found is tried on all rows."""
 ALIKE = 4
 """Times float32's noise: RMS differences up to which outputs are the same. Two runs differ by √2 times the noise of one."""
@@ -258,8 +258,9 @@ def tie_groups(
     puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"], moves: Int[np.ndarray, "K 3"], twins: Sequence[Sequence[int]] = ()
 ) -> Sequence[Sequence[int]]:
     """All groups of interchangeable pieces, each once: what the moves exchange, twins, and pieces that are equal."""
-    groups = [*tied_pieces(puzzle, arrangement, moves), *twins, *duplicate_pieces(puzzle)]
+    duplicates = duplicate_pieces(puzzle)
+    groups = [*tied_pieces(puzzle, arrangement, moves), *twins, *duplicates]
     groups = dict.fromkeys(tuple(sorted(group)) if len(group) == 2 else tuple(group) for group in groups)
-    equal = {pair for group in duplicate_pieces(puzzle) for pair in itertools.combinations(sorted(group), 2)}
+    equal = {pair for group in duplicates for pair in itertools.combinations(sorted(group), 2)}
     by_halves = lambda of: len(of) == 4 and {tuple(sorted(of[k::2])) for k in (0, 1)} <= equal  # noqa: E731
     return tuple(group for group in groups if not by_halves(group))
