@@ -22,7 +22,8 @@ from dropjax.network.solving import check_order, order
 from dropjax.pairing.certainty import Judged
 from dropjax.pairing.portfolio import pair
 from dropjax.runtime.journal import Journal
-from dropjax.search.solving import identity, solve, solve_many
+from dropjax.search.many import solve_many
+from dropjax.search.solving import identity, solve
 
 __version__ = version("dropjax")
 

@@ -1,12 +1,11 @@
-"""`solve` and `solve_many`: from a puzzle to a verified solution."""
+"""`solve`: from a puzzle to a verified solution."""
 
 import hashlib
 import json
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
 from functools import cache, partial
@@ -29,7 +28,7 @@ from dropjax.pairing.certainty import doubtful
 from dropjax.pairing.portfolio import pair
 from dropjax.runtime import mesh
 from dropjax.runtime.compile_clock import CompileClock
-from dropjax.runtime.device import PRECISION, describe, share_of_cores, workers
+from dropjax.runtime.device import PRECISION, describe
 from dropjax.runtime.journal import Journal
 from dropjax.runtime.settings import own_settings
 from dropjax.search import doubt, verify
@@ -39,9 +38,6 @@ from dropjax.search.stages import SEED_ROWS, separating
 from dropjax.search.strategies import Begin, Strategy, auto, paper
 from dropjax.search.verdict import Verdict, explained, finished, judged
 from dropjax.search.yardstick import Level, Yardstick
-
-POLL = 0.2
-"""Seconds that several puzzles' solves are waited for before it is looked whether another can be begun."""
 
 
 def prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> None:
@@ -85,7 +81,7 @@ def solve(
     its `identity` has to be that of this puzzle and these options. Raises ValueError for options that make no sense
     together, `InputError` for an initial order that is not of these pieces.
     """
-    options = _changed(options, changes)
+    options = changed(options, changes)
     started = time.perf_counter()
     with CompileClock() as clock, ThreadPoolExecutor(2) as pool:
         yardstick = Yardstick.of(puzzle.pred, options.pred_decimals, options.pred_noise)
@@ -179,79 +175,8 @@ def identity(puzzle: Puzzle, options: Options) -> dict[str, str]:
     }
 
 
-def solve_many(
-    puzzles: Iterable[Puzzle], options: Options | None = None, **changes: Unpack[OptionChanges]
-) -> Generator[Solution, None, None]:
-    """`solve` for each puzzle, in the order given; programs are compiled once per shape.
-
-    A CPU runs as many puzzles at once as it has cores: one small puzzle's products do not keep it busy. Raises as `solve`,
-    where the puzzle's turn has come. Whoever leaves the iterator stops the solves that are under way.
-    """
-    turn, ready = 0, {}
-    for number, found in as_solved((partial(_given, puzzle) for puzzle in puzzles), _changed(options, changes)):
-        ready[number] = found
-        while turn in ready:
-            if isinstance(found := ready.pop(turn), Exception):
-                raise found
-            yield found
-            turn += 1
-
-
-def as_solved(
-    puzzles: Iterable[Callable[[], Puzzle]], options: Options, interrupted: Callable[[], bool] = lambda: False
-) -> Iterator[tuple[int, Solution | Exception]]:
-    """`solve` for each puzzle that the calls give: its place in what was given, and the solution, as soon as there is one.
-
-    Where a puzzle cannot be had or solved, what was raised stands for the solution, and the others go on. Once `interrupted`
-    says so, the solves under way end with the best so far, and no other is begun.
-    """
-    waiting, more = enumerate(puzzles), True
-    under_way: dict[Future[Solution], int] = {}
-    seen: set[tuple] = set()
-    first: Future | None = None  # of its shape: those behind it wait, or they would compile the same once more
-    left = threading.Event()
-    stopped = lambda: left.is_set() or interrupted()  # noqa: E731
-
-    def begun(puzzle: Puzzle) -> Solution:
-        if stopped():
-            raise CancelledError
-        with share_of_cores(1):  # its kernels start no threads of their own beside the other puzzles
-            return solve(puzzle, options, interrupted=stopped)
-
-    pool = ThreadPoolExecutor(workers())
-    try:
-        while more or under_way:
-            while more and len(under_way) < 2 * workers() and (first is None or first.done()):
-                item = None if interrupted() else next(waiting, None)
-                if item is None:
-                    more = False
-                    break
-                number, get = item
-                try:
-                    puzzle = get()
-                except Exception as error:
-                    yield number, error
-                    continue
-                future = pool.submit(begun, puzzle)
-                under_way[future] = number
-                shape = (puzzle.w_in.shape, puzzle.w_last.shape, puzzle.x.shape)
-                if shape not in seen:
-                    seen.add(shape)
-                    first = future
-            for future in wait(under_way, POLL, FIRST_COMPLETED).done:
-                number, error = under_way.pop(future), future.exception()
-                if not isinstance(error, CancelledError):
-                    yield number, error if isinstance(error, Exception) else future.result()
-    finally:
-        left.set()
-        pool.shutdown(cancel_futures=True)
-
-
-def _given(puzzle: Puzzle) -> Puzzle:
-    return puzzle
-
-
-def _changed(options: Options | None, changes: Mapping[str, Any]) -> Options:
+def changed(options: Options | None, changes: Mapping[str, Any]) -> Options:
+    """The options with those changes; the default ones where there are none."""
     return Options(**{**(vars(options) if options else {}), **changes})
 
 

@@ -21,7 +21,8 @@ from dropjax.pairing.signals import CHOICES
 from dropjax.runtime import device, mesh
 from dropjax.runtime.journal import Journal
 from dropjax.runtime.writing import Results, ensure_writable, is_standard_output
-from dropjax.search.solving import as_solved, identity, solve
+from dropjax.search.many import as_solved
+from dropjax.search.solving import identity, solve
 
 SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 

@@ -1,0 +1,141 @@
+"""`solve_many`: several puzzles, on the cores of this machine or wherever an executor takes them."""
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import Unpack
+
+from dropjax.core.options import OptionChanges, Options
+from dropjax.core.puzzle import Puzzle
+from dropjax.core.solution import Solution
+from dropjax.runtime.device import share_of_cores, workers
+from dropjax.search.solving import changed, solve
+
+POLL = 0.2
+"""Seconds that solves are waited for before it is looked whether another can be begun."""
+
+HANDED_OVER = 64
+"""Puzzles that an executor holds at a time, so that there may be any number: more than it has workers, it is hoped."""
+
+
+def solve_many(
+    puzzles: Iterable[Puzzle],
+    options: Options | None = None,
+    *,
+    executor: Executor | None = None,
+    **changes: Unpack[OptionChanges],
+) -> Generator[Solution, None, None]:
+    """`solve` for each puzzle, in the order given; programs are compiled once per shape and process.
+
+    A CPU runs as many puzzles at once as it has cores: one small puzzle's products do not keep it busy. An `executor` runs
+    them where it wants to: a pool of processes, or a cluster's own (Dask's, Ray's, MPI's and Slurm's have the interface of
+    `concurrent.futures`). Raises as `solve`, and what the executor raises, where the puzzle's turn has come. Whoever leaves
+    the iterator stops the solves that are under way; an executor ends those that it has begun.
+    """
+    turn, ready = 0, {}
+    calls = (partial(_given, puzzle) for puzzle in puzzles)
+    for number, found in as_solved(calls, changed(options, changes), executor=executor):
+        ready[number] = found
+        while turn in ready:
+            if isinstance(found := ready.pop(turn), Exception):
+                raise found
+            yield found
+            turn += 1
+
+
+def as_solved(
+    puzzles: Iterable[Callable[[], Puzzle]],
+    options: Options,
+    interrupted: Callable[[], bool] = lambda: False,
+    executor: Executor | None = None,
+) -> Iterator[tuple[int, Solution | Exception]]:
+    """`solve` for each puzzle that the calls give: its place in what was given, and the solution, as soon as there is one.
+
+    Where a puzzle cannot be had or solved, what was raised stands for the solution, and the others go on. Once `interrupted`
+    says so, the solves under way end with the best so far, and no other is begun.
+    """
+    waiting, more = enumerate(puzzles), True
+    under_way: dict[Future[Solution], int] = {}
+    ways = _ThisMachine(options, interrupted) if executor is None else _Elsewhere(options, executor)
+    try:
+        while more or under_way:
+            while more and ways.has_room(len(under_way)):
+                item = None if interrupted() else next(waiting, None)
+                if item is None:
+                    more = False
+                    break
+                number, get = item
+                try:
+                    puzzle = get()
+                except Exception as error:
+                    yield number, error
+                    continue
+                under_way[ways.begin(puzzle)] = number
+            if interrupted():  # what runs cannot be cancelled, and ends by itself
+                under_way = {future: number for future, number in under_way.items() if not future.cancel()}
+            for future in wait(under_way, POLL, FIRST_COMPLETED).done:
+                number, error = under_way.pop(future), CancelledError() if future.cancelled() else future.exception()
+                if not isinstance(error, _NotBegun):
+                    yield number, error if isinstance(error, Exception) else future.result()
+    finally:
+        ways.leave(under_way)
+
+
+class _NotBegun(Exception):
+    """A puzzle whose turn came after the end."""
+
+
+class _ThisMachine:
+    """Solves in threads of this process, one for each core."""
+
+    def __init__(self, options: Options, interrupted: Callable[[], bool]) -> None:
+        self.options, self.interrupted, self.left = options, interrupted, threading.Event()
+        self.pool = ThreadPoolExecutor(workers())
+        self.seen: set[tuple] = set()
+        self.first: Future | None = None  # of its shape: those behind it wait, or they would compile the same once more
+
+    def has_room(self, under_way: int) -> bool:
+        return under_way < 2 * workers() and (self.first is None or self.first.done())
+
+    def begin(self, puzzle: Puzzle) -> Future[Solution]:
+        future = self.pool.submit(self._solved, puzzle)
+        shape = (puzzle.w_in.shape, puzzle.w_last.shape, puzzle.x.shape)
+        if shape not in self.seen:
+            self.seen.add(shape)
+            self.first = future
+        return future
+
+    def leave(self, under_way: Iterable[Future]) -> None:
+        self.left.set()
+        self.pool.shutdown(cancel_futures=True)
+
+    def _solved(self, puzzle: Puzzle) -> Solution:
+        if self._stopped():
+            raise _NotBegun
+        with share_of_cores(1):  # its kernels start no threads of their own beside the other puzzles
+            return solve(puzzle, self.options, interrupted=self._stopped)
+
+    def _stopped(self) -> bool:
+        return self.left.is_set() or self.interrupted()
+
+
+class _Elsewhere:
+    """Solves by an executor, each with all that its process has."""
+
+    def __init__(self, options: Options, executor: Executor) -> None:
+        self.options, self.executor = options, executor
+
+    def has_room(self, under_way: int) -> bool:
+        return under_way < HANDED_OVER
+
+    def begin(self, puzzle: Puzzle) -> Future[Solution]:
+        return self.executor.submit(solve, puzzle, self.options)
+
+    def leave(self, under_way: Iterable[Future]) -> None:
+        for future in under_way:
+            future.cancel()
+
+
+def _given(puzzle: Puzzle) -> Puzzle:
+    return puzzle
