@@ -103,8 +103,15 @@ def test_a_stack_without_ties_has_none(monkeypatch, screen, padded):
     assert near.better is None
 
 
-@pytest.mark.parametrize(("times", "tied"), [(2, True), (12, False)])
-def test_a_tie_changes_no_output_by_more_than_float32_does(times, tied):
+def test_noise_is_all_that_has_nothing_to_do_with_the_order():
+    assert verify.Noise(3e-7, None).floor == pytest.approx(3e-7)
+    assert verify.Noise(3e-7, 4e-7).floor == pytest.approx(5e-7)
+
+
+@pytest.mark.parametrize(("screen", "padded"), [(True, 1), (False, 64)], ids=["screened twice", "all"])
+@pytest.mark.parametrize(("times", "tied"), [(3.5, True), (12, False)])
+def test_a_tie_changes_no_output_by_more_than_float32_does(times, tied, screen, padded, monkeypatch):
+    monkeypatch.setattr(verify, "PADDED", padded)
     stack, arrangement, x, _ = made(3, (5, 6, 4, 1))
     noise = 1e-4
     w_out, b_out = np.array(stack.w_out), np.array(stack.b_out)
@@ -115,7 +122,7 @@ def test_a_tie_changes_no_output_by_more_than_float32_does(times, tied):
     grown = replace(smaller, b_out=np.where(np.arange(5)[:, None] == 1, b_out * times * noise / change, b_out))
     pred = reference.outputs(grown, arrangement, x).astype(np.float32)
     passed = verify.full_pass(grown, arrangement, x, pred)
-    near = verify.near_moves(grown, arrangement, x, pred, x, passed, noise, screen=False)
+    near = verify.near_moves(grown, arrangement, x, pred, x, passed, noise, screen=screen)
     assert ((0, 0, 1) in {tuple(map(int, move)) for move in near.ties}) == tied
 
 
@@ -126,6 +133,70 @@ def test_of_two_neighbours_that_stand_wrong_the_better_order_is_found():
     noise = verify.float32_noise(stack, wrong, x, np.asarray(passed.outputs))
     near = verify.near_moves(stack, wrong, x, pred, x, passed, noise, screen=False)
     np.testing.assert_array_equal(near.better, arrangement)
+
+
+@pytest.mark.parametrize("screen", [True, False], ids=["screened", "all"])
+def test_without_any_noise_only_what_changes_nothing_is_a_tie(screen):
+    stack, arrangement, x, _ = made(2)
+    w_out, b_out = np.array(stack.w_out), np.array(stack.b_out)
+    w_out[1:3], b_out[1:3] = 0, 0
+    idle = replace(stack, w_out=w_out, b_out=b_out)
+    passed = verify.full_pass(idle, arrangement, x, np.zeros((len(x), 2), np.float32))
+    near = verify.near_moves(idle, arrangement, x, np.asarray(passed.outputs), x, passed, 0.0, screen=screen)
+    found = {tuple(map(int, move)) for move in near.ties}
+    assert found == {(0, 0, 1), (0, 1, 2), (0, 2, 3), (2, 1, 2)}
+
+
+@pytest.mark.parametrize(("share", "better"), [(0.5, False), (1.7, True)])
+def test_an_order_is_better_by_more_than_the_noise_or_it_is_not(share, better):
+    stack, arrangement, x, right = made(3)
+    wrong = arrangement[[0, 2, 1, 3, 4]]
+    other = reference.outputs(stack, wrong, x)
+    between = np.mean((other - right) ** 2)
+    noise = np.sqrt(between) / 6  # the two are no tie
+    part = 1 / 2 + share * noise**2 / between / 2
+    pred = ((1 - part) * other + part * right).astype(np.float32)
+    passed = verify.full_pass(stack, wrong, x, pred)
+    near = verify.near_moves(stack, wrong, x, pred, x, passed, float(noise), screen=False)
+    assert noise < 0.5 and [0, 1, 2] not in near.ties.tolist()
+    assert (near.better is not None) == better
+
+
+def test_of_a_noisy_pred_the_right_order_has_no_better_one():
+    stack, arrangement, x, right = made(3)
+    pred = (right + 0.01 * np.random.default_rng(0).normal(size=right.shape)).astype(np.float32)
+    passed = verify.full_pass(stack, arrangement, x, pred)
+    near = verify.near_moves(stack, arrangement, x, pred, x, passed, 1e-7, screen=False)
+    assert near.better is None
+    wrong = arrangement[[0, 2, 1, 3, 4]]
+    passed = verify.full_pass(stack, wrong, x, pred)
+    near = verify.near_moves(stack, wrong, x, pred, x, passed, 1e-7, screen=False)
+    np.testing.assert_array_equal(near.better, arrangement)
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_verification_in_full_that_is_stopped_looks_at_what_is_near(stopped, monkeypatch):
+    scored, score = [], verify.score_moves
+    monkeypatch.setattr(verify, "score_moves", lambda *a, **k: scored.append(len(a[2])) or score(*a, **k))
+    monkeypatch.setattr(verify, "PADDED", 2)
+    stack, arrangement, x, pred = made(3)
+    passed = verify.full_pass(stack, arrangement, x, pred)
+    near = verify.near_moves(
+        stack, arrangement, x, pred, x, passed, 1e-9, screen=False, stopped=lambda: stopped or len(scored) > 20
+    )
+    assert near.better is None
+    assert sum(scored) == (0 if stopped else 2 * (4 + 10))  # each move's change, and its error
+
+
+def test_changes_to_first_order_are_those_of_small_residuals():
+    stack, arrangement, x, _ = made(5)
+    small = replace(stack, w_out=np.asarray(stack.w_out) * 1e-2, b_out=np.asarray(stack.b_out) * 1e-2)
+    here = reference.outputs(small, arrangement, x)
+    moves = [(0, k, k + 1) for k in range(4)] + [(2, i, j) for i in range(5) for j in range(i + 1, 5)]
+    expected = [
+        np.sqrt(np.mean((reference.outputs(small, reference.after(arrangement, move), x) - here) ** 2)) for move in moves
+    ]
+    np.testing.assert_allclose(verify.first_order_changes(small, arrangement, x), expected, rtol=0.05)
 
 
 def test_changes_to_first_order_are_the_same_in_little_memory():
@@ -153,9 +224,29 @@ def test_a_tie_names_the_pieces_it_exchanges():
     assert [set(group) for group in groups] == [set(permutation[:4]), {permutation[1], permutation[5]}]
 
 
+def test_a_group_is_said_once_whoever_finds_it():
+    puzzle, permutation = builders.random_puzzle(np.random.default_rng(0), L=3)
+    arrangement = puzzle.arrangement(permutation)
+    outs = permutation[1], permutation[5]
+    both = [*permutation[:4]]
+    groups = verify.tie_groups(puzzle, arrangement, np.array([[2, 0, 2]]), [outs[::-1], both, both])
+    assert list(groups) == [tuple(sorted(outs)), tuple(both)]
+
+
 def test_float64_replay_of_a_wrong_answer_is_far_off():
     stack, arrangement, x, pred = made(4)
     right, wrong = stack, verify.arranged_on_host(stack, arrangement[::-1])
     of_right, of_wrong = (verify.float64_errors(of, x, pred) or {} for of in (right, wrong))
     assert of_right["mse"] < 1e-10
     assert of_wrong["mse"] > 1e-4
+
+
+def test_a_float64_replay_measures_every_row(monkeypatch):
+    monkeypatch.setattr(verify, "PASS_ROWS", 7)
+    stack, arrangement, x, _ = made(4)
+    pred = np.zeros((len(x), 2), np.float32)
+    pred[0], pred[-1] = 50, -50  # the largest errors are the first and the last row's
+    error = reference.outputs(stack, arrangement, x) - pred
+    found = verify.float64_errors(stack, x, pred)
+    assert found == pytest.approx({"mse": np.mean(error**2), "max_abs_error": np.abs(error).max()}, rel=1e-6)
+    assert verify.float64_errors(stack, x, pred, lambda: True) is None
