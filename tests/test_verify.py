@@ -233,6 +233,17 @@ def test_a_group_is_said_once_whoever_finds_it():
     assert list(groups) == [tuple(sorted(outs)), tuple(both)]
 
 
+def test_blocks_of_equal_halves_are_said_as_halves_alone():
+    puzzle, permutation = builders.random_puzzle(np.random.default_rng(0), L=3)
+    (i, j), (k, m) = puzzle.arrangement(permutation)[[0, 2]]
+    equal = {name: getattr(puzzle, name).copy() for name in ("w_in", "b_in", "w_out", "b_out")}
+    for name, a in equal.items():
+        a[k if name.endswith("in") else m] = a[i if name.endswith("in") else j]
+    twins = replace(puzzle, **equal)
+    groups = verify.tie_groups(twins, puzzle.arrangement(permutation), np.array([[0, 0, 2]]))
+    assert sorted(map(sorted, groups)) == sorted(map(sorted, (permutation[0:5:4], permutation[1:6:4])))
+
+
 def test_float64_replay_of_a_wrong_answer_is_far_off():
     stack, arrangement, x, pred = made(4)
     right, wrong = stack, verify.arranged_on_host(stack, arrangement[::-1])

@@ -100,4 +100,5 @@ def score_arrangements(
         run = lambda arrangement: squared_error(stack, arrangement, 0, x, pred, weight)  # noqa: E731
         return lax.map(run, arrangements, batch_size=None if together == 1 else together)
 
-    return mean_over_rows(of_chunk, x, pred, 8 * together * (width + hidden), memory)
+    bytes_per_row = 8 * together * (width + hidden)
+    return mean_over_rows(of_chunk, x, pred, bytes_per_row, memory)
