@@ -79,11 +79,11 @@ def straighten(
     """
 
     def part(at: Straightened) -> Straightened:
-        last = at.rounds + np.int32(STRAIGHTENED_AT_ONCE)
+        last = np.int32(int(at.rounds) + STRAIGHTENED_AT_ONCE)
         return straightening(stack, at, x, pred, np.float32(tolerance), last, memory=context.memory)
 
     def ended(at: Straightened) -> bool:
-        return not (at.falling and at.mse > tolerance)
+        return not (at.falling and float(at.mse) > tolerance)
 
     return in_parts(start_straightening(arrangement), part, ended, context)
 

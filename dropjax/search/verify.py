@@ -68,7 +68,7 @@ def full_pass(
     parts = pass_parts(len(x))
     of_part = partial(pass_part, stack, arrangement, x, pred, parts=parts, memory=memory)
     outputs, squares, largest = zip(*side_by_side(of_part, np.arange(parts, dtype=np.int32)), strict=True)
-    whole = outputs[0] if parts == 1 else jnp.asarray(np.concatenate(outputs)[: len(x)])
+    whole = outputs[0] if parts == 1 else jax.device_put(np.concatenate(outputs)[: len(x)])
     return Pass(whole, np.asarray(np.sum(squares, axis=0, dtype=np.float64)) / len(x), np.max(largest, axis=0))
 
 

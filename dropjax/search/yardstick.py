@@ -160,9 +160,14 @@ class Level(NamedTuple):
         scale = np.exp2(np.round(np.log2(sizes / sizes.max()))) if uneven else np.ones_like(sizes)
         return cls(np.where(taken, bias, 0.0), scale)
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it leaves the outputs as they are."""
+        return not self.offset.any() and bool(np.all(self.scale == 1))
+
     def levelled(self, puzzle: Puzzle) -> Puzzle:
         """The puzzle with such outputs; itself where that changes nothing."""
-        if not self.offset.any() and np.all(self.scale == 1):
+        if self.is_nothing:
             return puzzle
         pred, bias = ((a - self.offset) / self.scale for a in (puzzle.pred.astype(np.float64), puzzle.b_last))
         weights = puzzle.w_last / self.scale[:, None]
@@ -170,13 +175,11 @@ class Level(NamedTuple):
         return replace(puzzle, pred=pred, b_last=bias, w_last=weights)
 
     def restored(self, passed: Pass) -> Pass:
-        """A pass over levelled outputs, in pred's own units."""
-        largest = passed.largest * self.scale
-        return Pass(
-            passed.outputs * self.scale.astype(np.float32) + self.offset.astype(np.float32),
-            passed.by_output * self.scale**2,
-            largest,
-        )
+        """A pass over levelled outputs, in pred's own units; itself where they are."""
+        if self.is_nothing:
+            return passed
+        outputs = passed.outputs * self.scale.astype(np.float32) + self.offset.astype(np.float32)
+        return Pass(outputs, passed.by_output * self.scale**2, passed.largest * self.scale)
 
 
 def tells_enough(
