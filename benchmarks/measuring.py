@@ -1,14 +1,19 @@
-"""What the benchmarks share: medians of compiled calls, the machine's own limit, the JSON's frame."""
+"""What the benchmarks share: medians of compiled calls, the machine's own limit, executors, the JSON's frame."""
 
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +21,8 @@ from jax import lax
 
 from dropjax.runtime import device
 from dropjax.runtime.writing import atomic_write
+
+R = TypeVar("R")
 
 SQUARES = (1024, 2048, 4096)
 """Sizes of the square float32 products whose best rate is the machine's limit."""
@@ -63,3 +70,34 @@ def write_report(path: Path | None, rows: Sequence[Any], **more: Any) -> None:
     if path is not None:
         report = {"machine": machine(), "versions": versions(), **more, "rows": rows}
         atomic_write(path, lambda temporary: temporary.write_text(json.dumps(report, indent=1)))
+
+
+def add_executor(parser: ArgumentParser) -> None:
+    """The option of a study whose stacks may be spread over processes or machines; `executor` makes one of it."""
+    what = "a function that makes a concurrent.futures executor, such as measuring:processes (default: here, one by one)"
+    parser.add_argument("--executor", metavar="MODULE:NAME", help=what)
+
+
+def executor(parser: ArgumentParser, named: str | None) -> AbstractContextManager[Executor | None]:
+    """The executor that a function of this name makes; none for None. What cannot be had is the parser's error."""
+    if named is None:
+        return nullcontext()
+    module, _, name = named.partition(":")
+    try:
+        return getattr(import_module(module), name)()
+    except (ImportError, AttributeError, ValueError) as error:
+        parser.error(f"--executor: expected MODULE:NAME of a function, got {named!r}: {error}")
+
+
+def processes() -> Executor:
+    """A process for each two cores, which is as many as a solve keeps busy."""
+    return ProcessPoolExecutor(max(1, (os.cpu_count() or 1) // 2), get_context("spawn"))  # JAX has threads: no fork
+
+
+def done(tasks: Sequence[Callable[[], R]], executor: Executor | None) -> Iterator[R]:
+    """What the tasks return: in turn, here; or from an executor, as it comes. Raises what a task or the executor raises."""
+    if executor is None:
+        yield from (task() for task in tasks)
+    else:
+        for future in as_completed([executor.submit(task) for task in tasks]):
+            yield future.result()

@@ -57,6 +57,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "NEARER / noise": LOOKED_AT,
         "2 / np.sqrt(passed.mse)": LOOKED_AT,
         "3 * np.sqrt(passed.mse)": LOOKED_AT,
+        "moves[changes < max(": EXACTLY,
         "if fall >= noise ** 2": EXACTLY,
     },
     "moves/arrangements.py": {
@@ -64,6 +65,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "(j <= k)": "position j is written over",
         "arrangement[outs_from, 2]": "JAX takes the last column for one beyond it",
     },
+    "moves/first_order.py": {"→  together =": SHARED, "if not together else": SHARED},
     "moves/exact.py": {"→  parts =": SHARED, "→  return lax.map(run": SHARED, "→  if together >": SHARED},
 }
 """Mutants that do what the code does: for each module, part of what they change, and the reason."""

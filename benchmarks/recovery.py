@@ -1,19 +1,23 @@
 """Which freshly trained stacks come back: recovery.py FOLDER [--short] [--table PUZZLE] [--time-limit S] [--json FILE].
 
 Trains a suite of recipes, drops each stack, and solves it with `paper` and with `auto`. Stacks and results are kept in
-FOLDER, each under its own name, so that an interrupted run goes on where it stopped. Ties count as recovered.
+FOLDER, each under its own name, so that an interrupted run goes on where it stopped. Ties count as recovered. With
+`--executor` the stacks are spread over its workers, which have to see FOLDER.
 """
 
 import json
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from measuring import write_report
+from measuring import add_executor, done, executor, write_report
 
 import dropjax
 from dropjax import console
@@ -121,17 +125,47 @@ def row(entry: Entry, seed: int, method: str, puzzle: Puzzle, answer: Sequence[i
     }
 
 
-def rows(suite: Sequence[Entry], seeds: int, table: Puzzle | None, folder: Path, limit: float) -> Iterator[dict[str, Any]]:
-    """A record for every recipe, seed and method; those in the folder are not run again."""
-    for entry in suite:
-        for seed in range(seeds):
-            puzzle, answer = trained(entry, seed, table, folder)
-            for method in METHODS:
-                kept = folder / f"{entry.name}-{seed}-{method}.json"
-                if not kept.exists():
-                    record = row(entry, seed, method, puzzle, answer, limit)
-                    atomic_write(kept, lambda path, record=record: path.write_text(json.dumps(record)))
-                yield json.loads(kept.read_text())
+def task(entry: Entry, seed: int, method: str, table: Puzzle | None, folder: Path, limit: float) -> dict[str, Any]:
+    """The record of one recipe, seed and method, wherever it is run."""
+    puzzle, answer = trained(entry, seed, table, folder)
+    return row(entry, seed, method, puzzle, answer, limit)
+
+
+def rows(
+    suite: Sequence[Entry],
+    seeds: int,
+    table: Puzzle | None,
+    folder: Path,
+    limit: float,
+    executor: Executor | None = None,
+) -> Iterator[dict[str, Any]]:
+    """A record for every recipe, seed and method; those in the folder come first and are not run again."""
+    missing = []
+    for entry, seed, method in product(suite, range(seeds), METHODS):
+        path = kept(folder, entry.name, seed, method)
+        if path.exists():
+            yield json.loads(path.read_text())
+        else:
+            missing.append(partial(task, entry, seed, method, table, folder, limit))
+    for record in done(missing, executor):
+        path = kept(folder, record["recipe"], record["seed"], record["method"])
+        atomic_write(path, lambda path, record=record: path.write_text(json.dumps(record)))
+        yield record
+
+
+def kept(folder: Path, name: str, seed: int, method: str) -> Path:
+    """Where a record is kept."""
+    return folder / f"{name}-{seed}-{method}.json"
+
+
+def line(record: dict[str, Any]) -> str:
+    """A record as a line of the table."""
+    of = record["blocks"]
+    return (
+        f"{record['recipe']:<16}{record['seed']:>5}  {record['method']:<7}{record['outcome']:<18}"
+        f"{record['pairs_right']:>6}/{of}{record['places_right']:>6}/{of}{record['mse_of_variance']:>10.2g}"
+        f"{record['seconds']:>9.1f}"
+    )
 
 
 def main() -> int:
@@ -146,6 +180,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--time-limit", type=float, default=870, metavar="SECONDS", help="of each solve (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    add_executor(parser)
     args = parser.parse_args()
     ensure_writable(args.folder, folder=True)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -158,15 +193,10 @@ def main() -> int:
     table = None if args.table is None else load(args.table)
     print(f"{'recipe':<16}{'seed':>5}  {'method':<7}{'outcome':<18}{'pairs':>9}{'places':>9}{'MSE/var':>10}{'seconds':>9}")
     found = []
-    for record in rows(suite, 1 if args.short else args.seeds, table, args.folder, args.time_limit):
-        found.append(record)
-        of = record["blocks"]
-        print(
-            f"{record['recipe']:<16}{record['seed']:>5}  {record['method']:<7}{record['outcome']:<18}"
-            f"{record['pairs_right']:>6}/{of}{record['places_right']:>6}/{of}{record['mse_of_variance']:>10.2g}"
-            f"{record['seconds']:>9.1f}",
-            flush=True,
-        )
+    with executor(parser, args.executor) as workers:
+        for record in rows(suite, 1 if args.short else args.seeds, table, args.folder, args.time_limit, workers):
+            found.append(record)
+            print(line(record), flush=True)
     for method in METHODS:
         solved = [record["exact"] for record in found if record["method"] == method]
         print(f"{method}: {sum(solved)} of {len(solved)} recovered")

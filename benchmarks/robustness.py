@@ -5,12 +5,13 @@ robustness.py [PUZZLE] [--random N] [--time-limit S] [--json FILE]. The signals 
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import write_report
+from measuring import add_executor, done, executor, write_report
 
 import dropjax
 from dropjax import console
@@ -50,6 +51,7 @@ def row(puzzle: Puzzle, options: dict[str, Any], limit: float) -> dict[str, Any]
     solution = dropjax.solve(puzzle, time_limit=limit, **options)
     return {
         **options,
+        "start": " ".join(map(str, options.values())),
         "outcome": solution.outcome.value,
         "mse": solution.mse,
         "stages": [stage.name for stage in solution.stages],
@@ -64,15 +66,17 @@ def main() -> int:
     parser.add_argument("--random", type=int, default=20, metavar="N", help="random orders (%(default)s)")
     parser.add_argument("--time-limit", type=float, default=300, metavar="SECONDS", help="of each solve (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    add_executor(parser)
     args = parser.parse_args()
     device.configure()
     puzzle = example() if args.puzzle is None else load(args.puzzle)
     found = []
-    for group in (starts(args.random), signals(puzzle)):
-        for options in group:
-            found.append(row(puzzle, options, args.time_limit))
-            named = " ".join(map(str, options.values()))
-            print(f"{named:<34}{found[-1]['outcome']:<18}{found[-1]['seconds']:>8.1f} s", flush=True)
+    with executor(parser, args.executor) as workers:
+        for group in (starts(args.random), signals(puzzle)):
+            tasks = [partial(row, puzzle, options, args.time_limit) for options in group]
+            for record in done(tasks, workers):
+                found.append(record)
+                print(f"{record['start']:<34}{record['outcome']:<18}{record['seconds']:>8.1f} s", flush=True)
     solved = sum(record["outcome"] != "not_solved" for record in found)
     print(f"{solved} of {len(found)} solved")
     write_report(args.json, found)

@@ -2,7 +2,8 @@
 
 Planted stacks along three lines through one point, in depth, in width and in rows, and with --trained freshly trained ones
 in depth; each is solved in a process of its own, compiling not counted. Stacks and records are kept in FOLDER, so that an
-interrupted run goes on where it stopped. First-order scores are timed apart, from the answer.
+interrupted run goes on where it stopped. First-order scores are timed apart, from the answer. With `--executor` the stacks
+are spread over its workers, which have to see FOLDER.
 """
 
 import json
@@ -10,12 +11,14 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from measuring import median_seconds, write_report
+from measuring import add_executor, done, executor, median_seconds, write_report
 from rich.progress import track
 
 from dropjax import console
@@ -136,13 +139,18 @@ def record(point: Point, folder: Path, limit: float) -> dict[str, Any]:
     }
 
 
-def kept(point: Point, folder: Path, limit: float) -> dict[str, Any]:
-    """The record, from the folder where it is there."""
-    path = folder / f"{point.name}-record.json"
-    if not path.exists():
-        found = record(point, folder, limit)
-        atomic_write(path, lambda to: to.write_text(json.dumps(found)))
-    return json.loads(path.read_text())
+def rows_of(todo: Sequence[Point], folder: Path, limit: float, executor: Executor | None = None) -> list[dict[str, Any]]:
+    """The points' records, in their order; those in the folder are not run again."""
+    paths = [folder / f"{point.name}-record.json" for point in todo]
+    missing = [partial(named, point, folder, limit) for point, path in zip(todo, paths, strict=True) if not path.exists()]
+    for name, found in track(done(missing, executor), "stacks", total=len(missing)):
+        atomic_write(folder / f"{name}-record.json", lambda to, found=found: to.write_text(json.dumps(found)))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def named(point: Point, folder: Path, limit: float) -> tuple[str, dict[str, Any]]:
+    """The point's name and its record, wherever it is run."""
+    return point.name, record(point, folder, limit)
 
 
 def along(rows: Sequence[dict[str, Any]], axis: str) -> list[dict[str, Any]]:
@@ -201,6 +209,7 @@ def main() -> int:
     parser.add_argument("--time-limit", type=float, default=600, metavar="SECONDS", help="of each solve (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE")
+    add_executor(parser)
     args = parser.parse_args()
     for path in (args.json, args.plot):
         if path is not None:
@@ -209,7 +218,8 @@ def main() -> int:
     args.folder.mkdir(parents=True, exist_ok=True)
     device.configure()
     todo = [point for point in points(args.short, args.trained) if args.deepest >= point.L]
-    rows = [kept(point, args.folder, args.time_limit) for point in track(todo, "stacks")]
+    with executor(parser, args.executor) as workers:
+        rows = rows_of(todo, args.folder, args.time_limit, workers)
     print(f"{'kind':<8}{'L':>6}{'d':>5}{'N':>8}" + "".join(f"{time:>13}" for time in TIMES) + f"{'peak MiB':>10}  outcome")
     for row in rows:
         size = f"{row['kind']:<8}{row['L']:>6}{row['d']:>5}{row['N']:>8,}"

@@ -1,7 +1,11 @@
 """benchmarks/recovery.py on one small stack."""
 
 import json
+import os
+import signal
 import sys
+from itertools import product
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -33,6 +37,29 @@ def test_a_small_stack_is_trained_dropped_solved_and_kept(small, monkeypatch, ca
     monkeypatch.setattr(recovery, "row", lambda *_: pytest.fail("what was kept is not run again"))
     assert recovery.main() == 0
     assert json.loads((small / "report.json").read_text())["rows"] == rows
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Dask tells of the worker that dies in warnings
+def test_on_a_cluster_a_worker_that_dies_loses_no_stack_and_counts_none_twice(tmp_path, monkeypatch):
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))  # the workers' too
+    entry = recovery.Entry("small", Recipe(depth=4, hidden=12, rate=3e-3, epochs=3), width=8)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        rows = recovery.rows([entry], 4, None, tmp_path, 60, client.get_executor())
+        found = [next(rows)]
+        os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+        found += rows
+    named = itemgetter("seed", "method")
+    done = list(map(named, found))
+    assert sorted(done) == sorted(product(range(4), recovery.METHODS))
+    assert len(list(tmp_path.glob("*.json"))) == len(done)
+    again = list(recovery.rows([entry], 4, None, tmp_path, 60))
+    assert sorted(again, key=named) == sorted(found, key=named)
 
 
 def test_pairs_and_places_are_counted_apart():
