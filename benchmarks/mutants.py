@@ -65,7 +65,11 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "(j <= k)": "position j is written over",
         "arrangement[outs_from, 2]": "JAX takes the last column for one beyond it",
     },
-    "moves/first_order.py": {"→  together =": SHARED, "if not together else": SHARED},
+    "moves/first_order.py": {
+        "→  together =": SHARED,
+        "if not together else": SHARED,
+        "-1, +2)": "axis 2 of four is axis −2",
+    },
     "moves/exact.py": {"→  parts =": SHARED, "→  return lax.map(run": SHARED, "→  if together >": SHARED},
 }
 """Mutants that do what the code does: for each module, part of what they change, and the reason."""

@@ -174,6 +174,11 @@ def test_without_a_mesh_everything_is_left_alone():
     assert mesh.agreed(3) == 3
     assert mesh.size(mesh.ORDERS) == 1
     np.testing.assert_array_equal(mesh.fetch(jax.device_put(a)), a)
+    assert mesh.whole((a,))[0] is a
+    assert mesh.is_first()
+    for put in (mesh.put(a), mesh.put(a, mesh.ROWS), *mesh.put_rows([a])):
+        np.testing.assert_array_equal(put, a.astype(np.float32))
+        assert len(put.devices()) == 1
 
 
 @pytest.mark.parametrize(
