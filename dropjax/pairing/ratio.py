@@ -57,5 +57,7 @@ def diagonal_dominance(
 
 def match(signal: str, score: Float[np.ndarray, "L L"]) -> Pairing:
     """The assignment of largest total score (Hungarian algorithm), with each pair's margin."""
-    _, partner = scipy.optimize.linear_sum_assignment(score, maximize=True)
-    return Pairing(signal, score, partner, bool(np.array_equal(score.argmax(axis=1), partner)))
+    largest = score.argmax(axis=1)
+    mutual = len(np.unique(largest)) == len(largest)  # then no assignment's total is larger, and SciPy need not be imported
+    partner = largest if mutual else scipy.optimize.linear_sum_assignment(score, maximize=True)[1]
+    return Pairing(signal, score, partner, bool(np.array_equal(largest, partner)))

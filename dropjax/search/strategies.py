@@ -127,7 +127,9 @@ def auto(run: Run, begin: Begin) -> Iterator[Searched]:
 
 def straighten_first(at: Auto) -> Iterator[Searched]:
     """Each promising start is straightened; the best one alone where the pairing is in doubt."""
-    yield from _straighten(at, at.promising[: 1 if at.in_doubt else None])
+    yield from _straighten(at, at.promising[:1])
+    if not at.in_doubt:
+        yield from _straighten(at, at.promising[1:])
 
 
 def straighten_other_pairs(at: Auto) -> Iterator[Searched]:
