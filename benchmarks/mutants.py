@@ -42,6 +42,7 @@ ENDS = "any negative number ends the walk back"
 LOOKED_AT = "that more or fewer moves are looked at closely changes no verdict on them"
 SHARED = "who computes it, and how many together, changes no score"
 EXACTLY = "no float is exactly there"
+ONE_PROCESS = "the way through all processes, of which there is one, is as right"
 EQUIVALENT: dict[str, dict[str, str]] = {
     "search/doubt.py": {
         "→  before = np.full": NEVER_READ,
@@ -69,6 +70,10 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "→  together =": SHARED,
         "if not together else": SHARED,
         "-1, +2)": "axis 2 of four is axis −2",
+    },
+    "runtime/mesh.py": {
+        "if a.is_fully_addressable or a.is_fully_replicated:  →": ONE_PROCESS,
+        "if jax.process_count() == 1:  →  pass": ONE_PROCESS,
     },
     "moves/exact.py": {"→  parts =": SHARED, "→  return lax.map(run": SHARED, "→  if together >": SHARED},
 }

@@ -15,16 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
-from numpy.typing import NDArray
 
 
-def _erf(z: Any) -> NDArray:
+def _erf(z: Any) -> np.ndarray:
     from scipy import special  # which a solve does not need, and which takes its time to import
 
     return np.asarray(special.erf(z))
 
 
-def _expit(z: Any) -> NDArray:
+def _expit(z: Any) -> np.ndarray:
     from scipy import special
 
     return np.asarray(special.expit(z))
@@ -34,7 +33,7 @@ class Activation(NamedTuple):
     """What a block's hidden units do to their preactivations."""
 
     of: Callable[[Array], Array]
-    twin: Callable[[NDArray], NDArray]
+    twin: Callable[[np.ndarray], np.ndarray]
     """The same in NumPy, in float64 and by other arithmetic, for `replay`."""
 
     def __call__(self, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -199,7 +198,7 @@ def adjoints(
     return jnp.concatenate([first[None], gs])
 
 
-def replay(stack: Stack, x: NDArray[np.floating]) -> NDArray[np.float64]:
+def replay(stack: Stack, x: np.ndarray[np.floating]) -> np.ndarray[np.float64]:
     """The outputs [N, o] once more, in float64 and NumPy: an account of `forward` that shares none of its arithmetic."""
     act = ACTIVATIONS[stack.activation].twin
     w_in, b_in, w_out, b_out, w_last, b_last = (

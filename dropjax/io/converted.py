@@ -113,7 +113,7 @@ def _check_names(path: Path) -> None:
         raise InputError(f"{path}: expected every name once, got {twice[0][:40]!r} twice")
 
 
-def write_tensors(path: Path, arrays: Mapping[str, NDArray], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Write the arrays and read them back; OSError where another array comes back than was written."""
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors corrupts others in silence
     path.write_bytes(save(arrays, metadata))
