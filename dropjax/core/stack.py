@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
+from numpy.typing import NDArray
 
 
 def _erf(z: Any) -> np.ndarray:
@@ -198,7 +199,7 @@ def adjoints(
     return jnp.concatenate([first[None], gs])
 
 
-def replay(stack: Stack, x: np.ndarray[np.floating]) -> np.ndarray[np.float64]:
+def replay(stack: Stack, x: NDArray[np.floating]) -> NDArray[np.float64]:
     """The outputs [N, o] once more, in float64 and NumPy: an account of `forward` that shares none of its arithmetic."""
     act = ACTIVATIONS[stack.activation].twin
     w_in, b_in, w_out, b_out, w_last, b_last = (
