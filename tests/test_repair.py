@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dropjax.core.protocols import Context, StopReason
 from dropjax.moves.exact import score_arrangements, score_moves
 from dropjax.ordering import guided, seeding
-from dropjax.ordering.bubble import bubble_repair, bubble_rounds
+from dropjax.ordering.bubble import Rounds, bubble_repair, bubble_rounds
 from dropjax.ordering.guided import CHUNK, Proposals, _apply_best, guided_repair, guided_rounds, start_guided
 from dropjax.pairing.portfolio import pair
 
@@ -235,3 +235,13 @@ def test_bubble_repair_ends_after_its_limit():
     assert len(whole.history) > 2
     cut = bubble_repair(stack, start, x, pred, limit=2)
     assert [swaps for swaps, _ in cut.history] == [swaps for swaps, _ in whole.history][:2]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "swaps", "done"),
+    [(0, [0, 0, 0], False), (1, [0, 0, 0], True), (1, [3, 0, 0], False), (2, [3, 0, 1], True), (3, [3, 0, 1], False)],
+)
+def test_repair_is_done_after_a_round_that_keeps_nothing(rounds, swaps, done):
+    nowhere = np.zeros((5, 2), np.int32)
+    at = Rounds(nowhere, np.float32(0), np.int32(rounds), np.array(swaps, np.int32), np.stack([nowhere] * 3), np.int32(0))
+    assert at.done == done
