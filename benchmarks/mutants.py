@@ -41,6 +41,7 @@ NEVER_READ = "what is read of it was written over"
 ENDS = "any negative number ends the walk back"
 LOOKED_AT = "that more or fewer moves are looked at closely changes no verdict on them"
 SHARED = "who computes it, and how many together, changes no score"
+SAME_AXIS = "axis 2 of four is axis −2"
 EXACTLY = "no float is exactly there"
 ONE_PROCESS = "the way through all processes, of which there is one, is as right"
 EQUIVALENT: dict[str, dict[str, str]] = {
@@ -69,7 +70,8 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "moves/first_order.py": {
         "→  together =": SHARED,
         "if not together else": SHARED,
-        "-1, +2)": "axis 2 of four is axis −2",
+        "-1, +2)": SAME_AXIS,
+        "axis=+2)": SAME_AXIS,
     },
     "runtime/mesh.py": {
         "if a.is_fully_addressable or a.is_fully_replicated:  →": ONE_PROCESS,

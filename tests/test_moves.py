@@ -21,6 +21,7 @@ from dropjax.moves.first_order import (
     adjacent_changes,
     bytes_per_row,
     far_changes,
+    far_move,
     flips,
     flips_ahead,
     linearise,
@@ -131,6 +132,11 @@ def test_far_changes_are_sums_of_flips(shape, seed):
             np.testing.assert_allclose(far.right[..., i, j], right, rtol=1e-3, atol=1e-4)
             np.testing.assert_allclose(far.left[..., i, j], left, rtol=1e-3, atol=1e-4)
             np.testing.assert_allclose(far.swap[..., i, j], both, rtol=1e-3, atol=1e-4)
+
+
+def test_far_moves_are_in_the_order_of_their_changes():
+    kinds, there = jnp.arange(3), jnp.full(3, 1)
+    assert far_move(kinds, there, there + 3).tolist() == [[INSERTION, 1, 4], [INSERTION, 4, 1], [SWAP, 1, 4]]
 
 
 def _changes(stack, arrangement, x, move):
