@@ -51,6 +51,8 @@ def test_a_batched_sweep_decides_as_one_swap_after_another(window, seed):
     assert np.asarray(found.swaps)[: int(found.rounds)].tolist() == rounds
     np.testing.assert_array_equal(found.arrangement, expected)
     np.testing.assert_array_equal(found.arrangements[int(found.rounds) - 1], expected)
+    swaps = (len(start) - 1) * len(rounds)
+    assert int(found.evaluations) == swaps if window == 1 else int(found.evaluations) >= swaps
 
 
 def whole_numbers(stack):
