@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
@@ -22,6 +23,10 @@ State = PyTree[Shaped[Array, "N ..."]]
 """What goes from block to block: arrays whose first axis is rows."""
 Block = Callable[[tuple[PyTree, ...], State], State] | Sequence[Callable[[PyTree, State], State]]
 """`block(parts, state)` with one part of each kind, or for each kind a function `(part, state)`, to be run in turn."""
+
+
+COMPILED = {"xla_cpu_experimental_ynn_fusion_type": ""} if jaxlib.__version__ == "0.10.2" else None
+"""Compiler options: where blocks were mapped over rows, that version sums large arrays wrongly on CPUs (JAX issue 39103)."""
 
 
 @jax.tree_util.register_dataclass
