@@ -45,6 +45,7 @@ class Attention(eqx.Module):
         self.attend = eqx.nn.MultiheadAttention(4, width, key=key)
 
     def __call__(self, x):
+        """The states behind it."""
         z = jax.vmap(self.norm)(x)
         return x + self.attend(z, z, z, mask=jnp.tril(jnp.ones((len(x), len(x)), bool)))
 
@@ -60,6 +61,7 @@ class Feedforward(eqx.Module):
         self.mlp = eqx.nn.MLP(width, width, 4 * width, depth=1, activation=jax.nn.gelu, key=key)
 
     def __call__(self, x):
+        """The states behind it."""
         return x + jax.vmap(lambda token: self.mlp(self.norm(token)))(x)
 
 

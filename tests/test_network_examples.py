@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,31 @@ def test_another_models_states_are_not_solved(tmp_path):
     done = command(model, "--inputs", states, "--outputs", states, "--time-limit", 2)
     assert (done.returncode, done.stderr) == (1, "")
     assert "NOT SOLVED" in done.stdout
+
+
+def test_a_search_that_is_interrupted_gives_its_best_and_goes_on_from_its_checkpoint(tmp_path):
+    model = write_encoder(tmp_path)
+    states, kept = tmp_path / "states.safetensors", tmp_path / "kept"
+    rng = np.random.default_rng(2)
+    save_file({name: rng.normal(size=(4, 5, D)).astype(np.float32) for name in ("x", "target")}, states)  # no order gives it
+    run = [sys.executable, "-m", "dropjax.order", model, "--inputs", states, "--outputs", states, "--checkpoint", kept]
+    run = [*map(str, run), "--parts", "4"]
+    with subprocess.Popen(
+        [*run, "--time-limit", "600"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        while not process.stdout.readline().startswith("descent"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        said, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (1, "")
+    assert "NOT SOLVED (interrupted)" in said
+
+    record = tmp_path / "record.json"
+    done = subprocess.run([*run, "--resume", "--json", str(record)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    first = json.loads(record.read_text())["stages"][0]
+    assert (first["name"], first["evaluations"]) == ("descent", 0)  # it was over when the signal came
 
 
 def test_bad_input_is_one_line(tmp_path):

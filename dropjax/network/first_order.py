@@ -116,21 +116,9 @@ def linearise(
         products = (jnp.einsum("cnd,fnd->fnc", a, r, precision=HIGHEST) for a, r in zip(flat, residuals, strict=True))
         return jnp.asarray(sum(products))
 
-    def replaced(g: list, row: Int[Array, " P"], state: State) -> Float[Array, "K L N c"]:
-        """What parts of other positions add to this one, g being the adjoints behind it."""
-        sound = _floats(network.run(network.pick(row), state))
-
-        def one(row: Int[Array, " P"]) -> Float[Array, "N c"]:
-            other = _floats(network.run(network.pick(row), state))
-            return jnp.asarray(sum(_products(u, a - b) for u, a, b in zip(g, other, sound, strict=True)))
-
-        if is_complete(network):
-            return jnp.zeros((0, len(arrangement), *error.shape))
-        return jnp.stack([lax.map(lambda k, p=p: one(row.at[p].set(k)), arrangement[:, p]) for p in range(network.kinds)])
-
     def backward(g: list, of_block: tuple[Int[Array, " P"], tuple[State, ...]]):
         (row, states), found = of_block, []
-        parts, others = network.pick(row), replaced(g, row, states[0])
+        parts, others = network.pick(row), _replaced(network, arrangement, row, states[0], g)
         for s in reversed(range(len(subs))):
             through = lambda floats, s=s: _floats(subs[s](of_parts(parts, s), _with_floats(states[s], floats)))  # noqa: E731
             _, back = jax.vjp(through, _floats(states[s]))
@@ -145,6 +133,25 @@ def linearise(
     delta = one_way - jnp.swapaxes(one_way, 0, 1)
     upper = jnp.triu(jnp.ones((size, size), bool), 1)
     return Linearised(jnp.where(upper[:, :, None, None], delta, 0).astype(jnp.float32), others.astype(jnp.float32), error)
+
+
+def _replaced(
+    network: Network, arrangement: Int[Array, "L P"], row: Int[Array, " P"], state: State, g: list[Float[Array, "c N ..."]]
+) -> Float[Array, "K L N c"]:
+    """What each position's part of each kind adds if it stands in this row, which `state` runs into; g are the adjoints
+    behind it."""
+    sound = _floats(network.run(network.pick(row), state))
+
+    def one(row: Int[Array, " P"]) -> Float[Array, "N c"]:
+        other = _floats(network.run(network.pick(row), state))
+        return jnp.asarray(sum(_products(u, a - b) for u, a, b in zip(g, other, sound, strict=True)))
+
+    def of_kind(p: int) -> Float[Array, "L N c"]:
+        return lax.map(lambda k: one(row.at[p].set(k)), arrangement[:, p])
+
+    if is_complete(network):
+        return jnp.zeros((0, len(arrangement), len(jax.tree.leaves(state)[0]), len(g[0])))
+    return jnp.stack([of_kind(p) for p in range(network.kinds)])
 
 
 def _products(u: Float[Array, "c N ..."], r: Float[Array, "N ..."]) -> Float[Array, "N c"]:

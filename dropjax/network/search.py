@@ -30,8 +30,8 @@ TOGETHER = np.array([2, 3, 4, 6, 8, 12, 16, 24])
 GUIDED_FROM = 12
 """Steps from which on moves are scored to first order before any is tried: it costs the compiling of another program."""
 SAMPLES = 64
-"""Rows times combinations of outputs that first-order scores and regressions on flips look at, and at least two combinations:
-more tell hardly more, and each costs a pass back."""
+"""Rows times combinations of outputs that first-order scores and regressions on flips look at, of two combinations or more:
+further ones tell hardly more, and each costs a pass back."""
 
 PAIRS_OF = 14
 """Moves that harm least at a local minimum, any two of which are tried one after the other."""
