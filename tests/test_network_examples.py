@@ -125,7 +125,7 @@ def test_a_checkpoint_in_disorder_is_mended_by_recorded_states(tmp_path):
     out, record = tmp_path / "mended.safetensors", tmp_path / "record.json"
     done = command(wrong, "--inputs", states, "--outputs", states, "--out", out, "--json", record)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "exchange part 0 of blocks 0 and 2" in done.stdout
+    assert "exchange attention of blocks 0 and 2" in done.stdout
     mended, sound = load_file(out), load_file(model)
     assert mended.keys() == sound.keys()
     assert all(mended[name].tobytes() == sound[name].tobytes() for name in sound)
@@ -139,7 +139,7 @@ def test_a_checkpoint_in_disorder_is_mended_by_recorded_states(tmp_path):
 
 
 def test_a_sound_checkpoint_is_dropped_and_put_back_as_a_demonstration(tmp_path):
-    done = command(write_encoder(tmp_path), "--shuffle", 1)
+    done = command(write_encoder(tmp_path).parent, "--shuffle", 1)
     assert (done.returncode, done.stderr) == (0, "")
     assert "of 8 shuffled parts, 8 are back in their places" in done.stdout
 
@@ -185,6 +185,7 @@ def test_bad_input_is_one_line(tmp_path):
     save_file({"x": np.zeros((2, 3, D), np.float32)}, states)
     bad = tmp_path / "bad.safetensors"
     bad.write_text("nothing")
+    (tmp_path / "empty").mkdir()
     from dropjax.order.__main__ import main
 
     cases = {
@@ -195,6 +196,7 @@ def test_bad_input_is_one_line(tmp_path):
         "bad.safetensors: expected a .safetensors file": (bad, "--shuffle", 1),
         "the layers of one encoder": (states, "--shuffle", 1),
         "got nothing there": (tmp_path / "none", "--shuffle", 1),
+        "expected a folder with model.safetensors": (tmp_path / "empty", "--shuffle", 1),
     }
     import contextlib
     import io
