@@ -44,13 +44,14 @@ def test_dropped_parts_come_back_and_are_said_to_be_exact(name):
     assert found.to_json()["solved"] is True
 
 
-def test_functions_for_each_kind_and_first_order_scores_order_a_deep_network():
+@pytest.mark.parametrize(("L", "in_turn"), [(9, True), (12, False)])
+def test_a_deep_network_is_ordered_by_first_order_scores(L, in_turn):
     rng = np.random.default_rng(1)
-    block, parts, x = networks.transformer(rng, L=9, rows=8)
+    block, parts, x = networks.transformer(rng, L=L, rows=8)
     parts, target, answer = networks.dropped(rng, block, parts, x)
-    network = make((networks.attention, networks.mlp), parts)
-    assert Search(Scorer.of(network, x, target, chunk=8), lambda *_: False).guided
-    found = dropjax.order((networks.attention, networks.mlp), parts, x, target)
+    block = (networks.attention, networks.mlp) if in_turn else block
+    assert Search(Scorer.of(make(block, parts), x, target, chunk=8), lambda *_: False).guided
+    found = dropjax.order(block, parts, x, target)
     assert found.outcome is Outcome.EXACT
     np.testing.assert_array_equal(found.arrangement, answer)
 
