@@ -47,9 +47,9 @@ def test_dropped_parts_come_back_and_are_said_to_be_exact(name):
 @pytest.mark.parametrize(("L", "in_turn"), [(9, True), (12, False)])
 def test_a_deep_network_is_ordered_by_first_order_scores(L, in_turn):
     rng = np.random.default_rng(1)
-    block, parts, x = networks.transformer(rng, L=L, rows=8)
-    parts, target, answer = networks.dropped(rng, block, parts, x)
-    block = (networks.attention, networks.mlp) if in_turn else block
+    whole, parts, x = networks.transformer(rng, L=L, rows=8)
+    block = (networks.attention, networks.mlp) if in_turn else lambda p, x: x + 0.3 * (whole(p, x) - x)
+    parts, target, answer = networks.dropped(rng, whole if in_turn else block, parts, x)
     assert Search(Scorer.of(make(block, parts), x, target, chunk=8), lambda *_: False).guided
     found = dropjax.order(block, parts, x, target)
     assert found.outcome is Outcome.EXACT
