@@ -17,6 +17,7 @@ from dropjax.core.puzzle import Puzzle
 from dropjax.core.solution import Outcome, Pairing, Solution, Stage
 from dropjax.core.stack import Stack
 from dropjax.io.loading import load
+from dropjax.network.protocol import stack_parts
 from dropjax.network.result import Check, Minimum, Move, Ordering
 from dropjax.network.solving import check_order, order
 from dropjax.pairing.certainty import Judged
@@ -52,4 +53,5 @@ __all__ = [
     "pair",
     "solve",
     "solve_many",
+    "stack_parts",
 ]

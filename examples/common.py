@@ -49,7 +49,7 @@ def report(name: str, found: Ordering, answer: np.ndarray) -> bool:
     return right == 1 or not found.solved or len(found.ties) > 0
 
 
-def descend_naively(name: str, block, parts, x, target, rounds: int = 1000, limit: float = 600) -> None:
+def descend_naively(name: str, block, parts, x, target, limit: float = 600) -> None:
     """Best improvement over all exchanges and insertions, of parts of one kind and of whole blocks, each run from the start
     on all rows by one compiled program."""
     depth, kinds, parts = len(jax.tree.leaves(parts)[0]), len(parts), jax.tree.map(jnp.asarray, parts)
@@ -66,30 +66,30 @@ def descend_naively(name: str, block, parts, x, target, rounds: int = 1000, limi
 
         return ((jax.lax.scan(step, x, arrangement)[0] - target) ** 2).mean()
 
-    begun, evaluations = time.perf_counter(), 1
+    orders = []
+    for i, j in itertools.permutations(range(depth), 2):
+        taken = [k for k in range(depth) if k != i]
+        orders.append([*taken[:j], i, *taken[j:]])
+        if i < j - 1:  # the exchange of neighbours is an insertion
+            orders.append([{i: j, j: i}.get(k, k) for k in range(depth)])
+    moved = dict.fromkeys([*((p,) for p in range(kinds)), tuple(range(kinds))])
     at = np.tile(np.arange(depth)[:, None], (1, kinds))
-    best, ended = float(loss(at)), "no move lowers it"
-    for _ in range(rounds):
+    first = best = float(loss(at))
+    begun, evaluations, ended = time.perf_counter(), 1, None
+    while ended is None:
         found = (best, at)
-        for columns in dict.fromkeys([*((p,) for p in range(kinds)), tuple(range(kinds))]):
-            for i, j in itertools.permutations(range(depth), 2):
-                for insertion in (False, True):
-                    after, order = at.copy(), list(range(depth))
-                    if insertion:
-                        order.insert(j, order.pop(i))
-                    else:
-                        order[i], order[j] = order[j], order[i]
-                    if (i > j and not insertion) or (insertion and abs(i - j) == 1):
-                        continue
-                    after[:, columns] = at[order][:, columns]
-                    found = min(found, (float(loss(after)), after), key=lambda one: one[0])
-                    evaluations += 1
+        for columns, order in itertools.product(moved, orders):
+            after = at.copy()
+            after[:, columns] = at[order][:, columns]
+            found = min(found, (float(loss(after)), after), key=lambda one: one[0])
+            evaluations += 1
             if time.perf_counter() - begun > limit:
+                ended = "time is up"
                 break
-        if found[0] >= best or time.perf_counter() - begun > limit:
-            ended = ended if found[0] >= best else "time is up"
-            best, at = found
-            break
+        if found[0] < 1e-10 * first:
+            ended = "exact"
+        elif ended is None and found[0] >= best:
+            ended = "no move lowers it"
         best, at = found
     seconds = time.perf_counter() - begun
     print(f"  plain descent, {name}: loss {best:.3g}, {ended}; {seconds:.1f} s, {evaluations:,} evaluations", flush=True)

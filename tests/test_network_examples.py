@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_a_checkpoint_in_disorder_is_mended_by_recorded_states(tmp_path):
     out, record = tmp_path / "mended.safetensors", tmp_path / "record.json"
     done = command(wrong, "--inputs", states, "--outputs", states, "--out", out, "--json", record)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "exchange part 0 of blocks 0 and 2" in done.stdout
+    assert "exchange attention of blocks 0 and 2" in done.stdout
     mended, sound = load_file(out), load_file(model)
     assert mended.keys() == sound.keys()
     assert all(mended[name].tobytes() == sound[name].tobytes() for name in sound)
@@ -138,7 +139,7 @@ def test_a_checkpoint_in_disorder_is_mended_by_recorded_states(tmp_path):
 
 
 def test_a_sound_checkpoint_is_dropped_and_put_back_as_a_demonstration(tmp_path):
-    done = command(write_encoder(tmp_path), "--shuffle", 1)
+    done = command(write_encoder(tmp_path).parent, "--shuffle", 1)
     assert (done.returncode, done.stderr) == (0, "")
     assert "of 8 shuffled parts, 8 are back in their places" in done.stdout
 
@@ -153,12 +154,38 @@ def test_another_models_states_are_not_solved(tmp_path):
     assert "NOT SOLVED" in done.stdout
 
 
+def test_a_search_that_is_interrupted_gives_its_best_and_goes_on_from_its_checkpoint(tmp_path):
+    model = write_encoder(tmp_path)
+    states, kept = tmp_path / "states.safetensors", tmp_path / "kept"
+    rng = np.random.default_rng(2)
+    save_file({name: rng.normal(size=(4, 5, D)).astype(np.float32) for name in ("x", "target")}, states)  # no order gives it
+    run = [sys.executable, "-m", "dropjax.order", model, "--inputs", states, "--outputs", states, "--checkpoint", kept]
+    run = [*map(str, run), "--parts", "4"]
+    with subprocess.Popen(
+        [*run, "--time-limit", "600"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        while not process.stdout.readline().startswith("descent"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        said, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (1, "")
+    assert "NOT SOLVED (interrupted)" in said
+
+    record = tmp_path / "record.json"
+    done = subprocess.run([*run, "--resume", "--json", str(record)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    first = json.loads(record.read_text())["stages"][0]
+    assert (first["name"], first["evaluations"]) == ("descent", 0)  # it was over when the signal came
+
+
 def test_bad_input_is_one_line(tmp_path):
     model = write_encoder(tmp_path, config=False)
     states = tmp_path / "states.safetensors"
     save_file({"x": np.zeros((2, 3, D), np.float32)}, states)
     bad = tmp_path / "bad.safetensors"
     bad.write_text("nothing")
+    (tmp_path / "empty").mkdir()
     from dropjax.order.__main__ import main
 
     cases = {
@@ -169,6 +196,7 @@ def test_bad_input_is_one_line(tmp_path):
         "bad.safetensors: expected a .safetensors file": (bad, "--shuffle", 1),
         "the layers of one encoder": (states, "--shuffle", 1),
         "got nothing there": (tmp_path / "none", "--shuffle", 1),
+        "expected a folder with model.safetensors": (tmp_path / "empty", "--shuffle", 1),
     }
     import contextlib
     import io
@@ -213,5 +241,5 @@ def test_the_naive_descent_finds_what_one_move_mends(example, capsys):
     target = np.asarray(common.run(block, (w,), np.arange(4)[:, None], x))
     common.descend_naively("one exchange", block, (w[[0, 3, 2, 1]],), x, target)
     said = capsys.readouterr().out
-    assert "no move lowers it" in said
+    assert "exact" in said
     assert float(said.split("loss ")[1].split(",")[0]) < 1e-12

@@ -44,13 +44,14 @@ def test_dropped_parts_come_back_and_are_said_to_be_exact(name):
     assert found.to_json()["solved"] is True
 
 
-def test_functions_for_each_kind_and_first_order_scores_order_a_deep_network():
+@pytest.mark.parametrize(("L", "in_turn"), [(9, True), (12, False)])
+def test_a_deep_network_is_ordered_by_first_order_scores(L, in_turn):
     rng = np.random.default_rng(1)
-    block, parts, x = networks.transformer(rng, L=9, rows=8)
-    parts, target, answer = networks.dropped(rng, block, parts, x)
-    network = make((networks.attention, networks.mlp), parts)
-    assert Search(Scorer.of(network, x, target, chunk=8), lambda *_: False).guided
-    found = dropjax.order((networks.attention, networks.mlp), parts, x, target)
+    whole, parts, x = networks.transformer(rng, L=L, rows=8)
+    block = (networks.attention, networks.mlp) if in_turn else lambda p, x: x + 0.3 * (whole(p, x) - x)
+    parts, target, answer = networks.dropped(rng, whole if in_turn else block, parts, x)
+    assert Search(Scorer.of(make(block, parts), x, target, chunk=8), lambda *_: False).guided
+    found = dropjax.order(block, parts, x, target)
     assert found.outcome is Outcome.EXACT
     np.testing.assert_array_equal(found.arrangement, answer)
 
@@ -185,6 +186,19 @@ def test_mending_makes_the_arrangement(seed):
     assert len(moves.mending(np.tile(np.arange(6)[:, None], 3))) == 0
 
 
+def test_an_annealing_leaves_a_minimum_and_comes_back_no_worse():
+    block, parts, target, _, x = case("P=2")
+    scorer = Scorer.of(make(block, parts), x, target, chunk=4)
+    search = Search(scorer, lambda *_: False)
+    at = search.descend(search.shuffled(0), 4)
+    seen = []
+    search.keep = lambda function, like: seen.append(function()) or seen[-1]
+    best = search.annealed(at, 4, 4)
+    assert len(seen) == 60
+    assert max(loss for _, loss in seen) > at.loss  # it goes uphill
+    np.testing.assert_allclose(scorer.losses(best[None], 4)[0], min(at.loss, *(loss for _, loss in seen)), rtol=1e-5)
+
+
 # Starting, stopping, going on
 
 
@@ -262,6 +276,22 @@ def add(p, x):
     return x + p[0].sum() * x
 
 
+def test_blocks_of_one_kind_are_stacked_and_refused_in_one_line_where_they_differ():
+    layers = [{"w": np.full((2, 3), k, np.float32), "b": np.full(2, k, np.float32)} for k in range(4)]
+    stacked = dropjax.stack_parts(layers)
+    assert stacked["w"].shape == (4, 2, 3)
+    np.testing.assert_array_equal(stacked["b"][:, 0], np.arange(4))
+    for other, message in (
+        ({"w": np.zeros((2, 4), np.float32), "b": layers[0]["b"]}, r"blocks\[4\]\['w'\]: expected .*\[2, 3\].*\[2, 4\]"),
+        ({"w": layers[0]["w"]}, r"blocks\[4\]: expected the structure of blocks\[0\]"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            dropjax.stack_parts([*layers, other])
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="expected at least one"):
+        dropjax.stack_parts([])
+
+
 @pytest.mark.usefixtures("unchecked")  # what is tested is what the functions themselves say
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -270,6 +300,10 @@ def add(p, x):
         ({"parts": {"a": w}}, "parts: expected a tuple"),
         ({"parts": ({},)}, r"parts\[0\]: expected a pytree with arrays"),
         ({"parts": ([w, w[:3]],)}, r"parts\[0\]\[1\]: expected 4 blocks .*, got 3"),
+        (
+            {"parts": (np.array([w, rows], object),)},
+            r"parts\[0\]: expected an array .*, got an array of objects",
+        ),
         ({"parts": (w, {"b": w[:2]})}, r"parts\[1\]\['b'\]: expected 4 blocks .*, got 2"),
         ({"parts": ({"a": [1.0, 2.0]},)}, r"parts\[0\]\['a'\]\[0\]: expected an array with a leading axis .*, got a float"),
         ({"parts": (np.where(w > 0, np.nan, w),)}, r"parts\[0\]: expected finite numbers"),

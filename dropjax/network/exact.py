@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from dropjax.network.protocol import Network, State
+from dropjax.network.protocol import COMPILED, Network, State
 from dropjax.runtime import mesh
 
 
@@ -83,7 +83,7 @@ class Scored(NamedTuple):
     """The last arrangement's."""
 
 
-@partial(jax.jit, static_argnames="capacity")
+@partial(jax.jit, static_argnames="capacity", compiler_options=COMPILED)
 def run_plan(network: Network, x: State, target: PyTree | None, plan: Plan, capacity: int) -> Scored:
     """Runs every arrangement of a plan of this capacity over the rows of x."""
     together = plan.source.shape[1]

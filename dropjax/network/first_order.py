@@ -5,6 +5,9 @@ with states x_0 … x_F, steps have the residuals R_f = x_{f+1} − x_f; run bac
 adjoints g_f have the increments U_f = g_f − g_{f+1}. Step b running before step a < b adds Δ_ab = ⟨U_a, R_b⟩ − ⟨U_b, R_a⟩ to
 each combination, and a move adds the sum of Δ_ab over all pairs that it puts the other way round.
 
+Where one function runs all P parts of a block, its parts are no steps. A move of parts of some kinds then adds, at each
+position t whose block changes to r̃_t, ⟨g_{t+1}, r̃_t(x_t) − r_t(x_t)⟩, one kind at a time.
+
 Outputs may be many, so combinations of them are looked at: the loss's own gradient, and random ones, whose squares sum to
 the loss's curvature times ‖Δ‖² in expectation.
 """
@@ -21,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from dropjax.network import moves
 from dropjax.network.moves import Moves
-from dropjax.network.protocol import Network, State
+from dropjax.network.protocol import COMPILED, Network, State
 
 HIGHEST = lax.Precision.HIGHEST
 
@@ -37,6 +40,9 @@ class Linearised(NamedTuple):
 
     flips: Float[Array, "F F n c"]
     """Δ_ab for steps a < b; 0 elsewhere."""
+    replaced: Float[Array, "L K L n c"]
+    """What it adds if, for one kind, the part at a position stands in for the part at another, [in, kind, of]. K is P where
+    one function runs all parts of a block, and else 0."""
     error: Float[Array, "n c"]
     """What Δ would have to be for the loss's quadratic model to be least, in the same combinations; the first is 0."""
 
@@ -52,9 +58,8 @@ def is_complete(network: Network) -> bool:
 
 
 def is_possible(network: Network, x: State) -> bool:
-    """Whether flips account for every move and the outputs have derivatives."""
-    outputs = jax.tree.leaves(jax.eval_shape(network.read_out, x))
-    return is_complete(network) and all(jnp.issubdtype(a.dtype, jnp.floating) for a in outputs)
+    """Whether the outputs have derivatives."""
+    return all(jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves(jax.eval_shape(network.read_out, x)))
 
 
 def _floats(state: State) -> list[Float[Array, "N ..."]]:
@@ -72,7 +77,7 @@ def flat_outputs(outputs: PyTree[Shaped[Array, "N ..."]]) -> Float[Array, "N o"]
     return jax.vmap(lambda row: ravel_pytree(row)[0])(outputs)
 
 
-@partial(jax.jit, static_argnames="count")
+@partial(jax.jit, static_argnames="count", compiler_options=COMPILED)
 def linearise(
     network: Network,
     arrangement: Int[Array, "L P"],
@@ -113,21 +118,45 @@ def linearise(
 
     def backward(g: list, of_block: tuple[Int[Array, " P"], tuple[State, ...]]):
         (row, states), found = of_block, []
-        parts = network.pick(row)
+        parts, others = network.pick(row), _replaced(network, arrangement, row, states[0], g)
         for s in reversed(range(len(subs))):
             through = lambda floats, s=s: _floats(subs[s](of_parts(parts, s), _with_floats(states[s], floats)))  # noqa: E731
             _, back = jax.vjp(through, _floats(states[s]))
             earlier = jax.vmap(lambda v, back=back: back(v)[0])(g)
             found.append(increments([a - b for a, b in zip(earlier, g, strict=True)]))
             g = earlier
-        return g, jnp.stack(found[::-1])
+        return g, (jnp.stack(found[::-1]), others)
 
-    _, one_way = lax.scan(backward, g, (arrangement, before), reverse=True)
+    _, (one_way, others) = lax.scan(backward, g, (arrangement, before), reverse=True)
     size = len(arrangement) * len(subs)
     one_way = one_way.reshape(size, size, *error.shape)
     delta = one_way - jnp.swapaxes(one_way, 0, 1)
     upper = jnp.triu(jnp.ones((size, size), bool), 1)
-    return Linearised(jnp.where(upper[:, :, None, None], delta, 0).astype(jnp.float32), error)
+    return Linearised(jnp.where(upper[:, :, None, None], delta, 0).astype(jnp.float32), others.astype(jnp.float32), error)
+
+
+def _replaced(
+    network: Network, arrangement: Int[Array, "L P"], row: Int[Array, " P"], state: State, g: list[Float[Array, "c N ..."]]
+) -> Float[Array, "K L N c"]:
+    """What each position's part of each kind adds if it stands in this row, which `state` runs into; g are the adjoints
+    behind it."""
+    sound = _floats(network.run(network.pick(row), state))
+
+    def one(row: Int[Array, " P"]) -> Float[Array, "N c"]:
+        other = _floats(network.run(network.pick(row), state))
+        return jnp.asarray(sum(_products(u, a - b) for u, a, b in zip(g, other, sound, strict=True)))
+
+    def of_kind(p: int) -> Float[Array, "L N c"]:
+        return lax.map(lambda k: one(row.at[p].set(k)), arrangement[:, p])
+
+    if is_complete(network):
+        return jnp.zeros((0, len(arrangement), len(jax.tree.leaves(state)[0]), len(g[0])))
+    return jnp.stack([of_kind(p) for p in range(network.kinds)])
+
+
+def _products(u: Float[Array, "c N ..."], r: Float[Array, "N ..."]) -> Float[Array, "N c"]:
+    """Inner products of each row of r with each combination's u."""
+    return jnp.einsum("cnd,nd->nc", u.reshape(*u.shape[:2], -1), r.reshape(len(r), -1), precision=HIGHEST)
 
 
 def _combinations(
@@ -170,15 +199,29 @@ def turned(network: Network, candidates: Moves) -> Bool[np.ndarray, "K F F"]:
     return np.triu(place[:, :, None] > place[:, None, :], 1)
 
 
-def predicted(network: Network, at: Linearised, candidates: Moves) -> Float[np.ndarray, " K"]:
-    """What each move is predicted to add to the mean loss."""
+def exchanged(network: Network, candidates: Moves) -> Bool[np.ndarray, "n L P L"]:
+    """Which position's part of each kind each move puts in each position, where it moves that kind."""
+    comes = moves.sources(candidates, network.depth)[:, :, None] == np.arange(network.depth)
+    return comes[:, :, None] & moves.moved_kinds(candidates, network.kinds)[:, None, :, None]
+
+
+def changes(network: Network, at: Linearised, candidates: Moves) -> Float[np.ndarray, "n N c"]:
+    """What each move is predicted to add to each combination of outputs."""
     size, rows, count = at.flips.shape[1:]
     upper = np.triu_indices(size, 1)
-    flips = np.asarray(at.flips)[upper].reshape(-1, rows * count)
+    found = turned(network, candidates)[:, *upper].astype(np.float32) @ np.asarray(at.flips)[upper].reshape(-1, rows * count)
+    if not is_complete(network):
+        apart = ~moves.moved_kinds(candidates, network.kinds).all(axis=1)
+        replaced = np.asarray(at.replaced).reshape(-1, rows * count)
+        found[apart] = exchanged(network, candidates[apart]).reshape(-1, len(replaced)).astype(np.float32) @ replaced
+    return found.reshape(-1, rows, count)
+
+
+def predicted(network: Network, at: Linearised, candidates: Moves) -> Float[np.ndarray, " K"]:
+    """What each move is predicted to add to the mean loss."""
     found = []
     for begin in range(0, len(candidates), MOVES_AT_ONCE):
-        pairs = turned(network, candidates[begin : begin + MOVES_AT_ONCE])[:, *upper]
-        change = (pairs.astype(np.float32) @ flips).reshape(-1, rows, count)
+        change = changes(network, at, candidates[begin : begin + MOVES_AT_ONCE])
         found.append((change[:, :, 0] + np.sum(change[:, :, 1:] ** 2, axis=2)).mean(axis=1))
     return np.concatenate(found)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
@@ -22,6 +23,10 @@ State = PyTree[Shaped[Array, "N ..."]]
 """What goes from block to block: arrays whose first axis is rows."""
 Block = Callable[[tuple[PyTree, ...], State], State] | Sequence[Callable[[PyTree, State], State]]
 """`block(parts, state)` with one part of each kind, or for each kind a function `(part, state)`, to be run in turn."""
+
+
+COMPILED = {"xla_cpu_experimental_ynn_fusion_type": ""} if jaxlib.__version__ == "0.10.2" else None
+"""Compiler options: where blocks were mapped over rows, that version sums large arrays wrongly on CPUs (JAX issue 39103)."""
 
 
 @jax.tree_util.register_dataclass
@@ -105,6 +110,19 @@ def make(
     return Network(tuple(map(_partial, steps)), tuple(parts), _partial(read_out or itself), row_loss, in_turn)
 
 
+def stack_parts(blocks: Sequence[PyTree]) -> PyTree[Shaped[Array, "L ..."]]:
+    """One kind of part, for `order`, of its L blocks' pytrees: their arrays stacked on a leading axis.
+
+    Raises `InputError` where blocks differ in structure, or their arrays in shape.
+    """
+    if len(blocks) == 0:
+        raise InputError("blocks: expected at least one, got none")
+    arrays = [jax.tree.map(jnp.asarray, block) for block in blocks]
+    for k, block in enumerate(arrays):
+        _alike(f"blocks[{k}]", "blocks[0]", arrays[0], block, types=False)
+    return jax.tree.map(lambda *alike: jnp.stack(alike), *arrays)
+
+
 def _alone(loss: Callable[[PyTree], Array], outputs: PyTree, target: None) -> Array:
     return loss(outputs)
 
@@ -116,8 +134,9 @@ def _partial(function: Callable) -> Partial:
 
 def _leading_axis(name: str, leaf: Any, leading: tuple[str, int] | None) -> tuple[str, int]:
     shape = np.shape(leaf) if not isinstance(leaf, list | str) else ()
-    if not hasattr(leaf, "dtype") or len(shape) == 0:
-        what = f"a {type(leaf).__name__}" if not hasattr(leaf, "dtype") else "a single number"
+    if not hasattr(leaf, "dtype") or len(shape) == 0 or leaf.dtype == object:
+        what = "an array of objects" if len(shape) else "a single number"
+        what = what if hasattr(leaf, "dtype") else f"a {type(leaf).__name__}"
         raise InputError(f"{name}: expected an array with a leading axis of blocks, got {what}")
     if leading is not None and shape[0] != leading[1]:
         raise InputError(f"{name}: expected {leading[1]} blocks on its leading axis, as {leading[0]} has, got {shape[0]}")

@@ -49,7 +49,12 @@ class Move:
         return cls(what == INSERTION, i, j, moving, len(moving) == kinds)
 
     def __str__(self) -> str:
-        what = "" if self.whole else f"part {' and '.join(map(str, self.kinds))} of "
+        return self.named(())
+
+    def named(self, names: Sequence[str]) -> str:
+        """The move in words, `names` being what kinds of parts are called; by default they are numbered."""
+        kinds = " and ".join(names[p] if names else f"part {p}" for p in self.kinds)
+        what = "" if self.whole else f"{kinds} of "
         if self.insertion:
             return f"take {what}block {self.i} out and put it in at {self.j}"
         return f"exchange {what}blocks {self.i} and {self.j}"
@@ -144,6 +149,10 @@ class Check:
         return self.ordering.solved and not self.wrong
 
     def __str__(self) -> str:
+        return self.described(())
+
+    def described(self, names: Sequence[str]) -> str:
+        """What was found in words, `names` being what kinds of parts are called."""
         found = self.ordering
         if self.sound:
             noisy = found.outcome is Outcome.NOISE_FLOOR
@@ -156,4 +165,5 @@ class Check:
                 f"not exact as it stands, and no arrangement found is: the lowest error is {found.error:.2g} of the spread"
             )
         wrong = ", ".join(map(str, self.wrong))
-        return "\n".join([f"wrong at position {wrong}; this mends it, one after another:", *map(str, self.mending)])
+        moves = [f"  {move.named(names)}" for move in self.mending]
+        return "\n".join([f"wrong at position {wrong}; this mends it, one after another:", *moves])

@@ -29,10 +29,9 @@ TOGETHER = np.array([2, 3, 4, 6, 8, 12, 16, 24])
 
 GUIDED_FROM = 12
 """Steps from which on moves are scored to first order before any is tried: it costs the compiling of another program."""
-SAMPLES = 1024
-"""Equations, rows times combinations of outputs, that first-order scores and regressions on flips look at."""
-COMBINATIONS = 48
-"""Combinations of outputs at most: each costs a pass back."""
+SAMPLES = 64
+"""Rows times combinations of outputs that first-order scores and regressions on flips look at, of two combinations or more:
+further ones tell hardly more, and each costs a pass back."""
 
 PAIRS_OF = 14
 """Moves that harm least at a local minimum, any two of which are tried one after the other."""
@@ -144,7 +143,7 @@ class Search:
     def _guidance(self, at: Descent) -> tuple[Float[np.ndarray, " K"], Int[np.ndarray, "n L P"]]:
         """What each move is predicted to add, and arrangements that all predictions together ask for."""
         network, (x, target) = self.scorer.network, self.scorer.chunks[0]
-        combinations = min(self.scorer.outputs, max(1, min(COMBINATIONS, SAMPLES // self.scorer.chunk)))
+        combinations = min(self.scorer.outputs, max(2, SAMPLES // self.scorer.chunk))
         key = jax.random.key(self.random_seed)
         linear = jax.tree.map(np.asarray, first_order.linearise(network, at.arrangement, x, target, key, combinations))
         if not np.isfinite(linear.flips).all():

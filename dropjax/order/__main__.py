@@ -32,6 +32,9 @@ INPUTS, OUTPUTS, MASK = (
 )
 """Keys of recorded hidden states; the first one that is there is taken."""
 
+FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+"""What checkpoints are called in a model's folder."""
+
 ROWS, TOKENS = 8, 16
 """Of random tokens, where no inputs are given."""
 
@@ -41,8 +44,11 @@ def parser() -> console.Parser:
     p = console.Parser(
         prog="python -m dropjax.order",
         description="Put the layers of an encoder of the BERT family back in order, or say that they are.",
+        done="0 the recorded outputs are reproduced; 1 they are not, and the best arrangement found is printed",
     )
-    p.add_argument("model", type=Path, metavar="MODEL", help=".safetensors, .safetensors.index.json or .pth")
+    p.add_argument(
+        "model", type=Path, metavar="MODEL", help=".safetensors, .index.json, .pth or .bin, or the folder that holds one"
+    )
     data = p.add_argument_group("recorded hidden states, .safetensors")
     data.add_argument(
         "--inputs", type=Path, metavar="FILE", help=f"{INPUTS[0]} [N,T,d] before the first layer, {MASK[0]} [N,T]"
@@ -53,13 +59,13 @@ def parser() -> console.Parser:
     data.add_argument("--shuffle", type=int, metavar="SEED", help="drop a sound MODEL first; needs no recorded states")
     search = p.add_argument_group("search")
     search.add_argument(
-        "--parts", type=int, choices=tuple(PARTS), default=2, help="of a layer, shuffled apart (%(default)s)"
+        "--parts", type=int, choices=tuple(PARTS), default=2, help="of a layer that may stand apart (%(default)s)"
     )
     search.add_argument("--heads", type=positive(int), help="of attention (default: as config.json beside MODEL says)")
-    search.add_argument("--time-limit", type=positive(float), metavar="SECONDS")
+    search.add_argument("--time-limit", type=positive(float), metavar="SECONDS", help="search on until then, if need be")
     search.add_argument("--checkpoint", type=Path, metavar="FILE", help="where the search keeps what it has found so far")
     search.add_argument("--resume", action="store_true", help="go on with what --checkpoint holds, to the same answer")
-    search.add_argument("--random-seed", type=int, default=0)
+    search.add_argument("--random-seed", type=int, default=0, help="of the search (%(default)s)")
     machine = p.add_argument_group("machine")
     machine.add_argument("--platform", choices=("cpu", "gpu", "cuda", "rocm", "tpu"))
     machine.add_argument("--memory", type=memory_size, default=MEMORY, metavar="SIZE", help="such as 512M or 2G")
@@ -120,17 +126,17 @@ def read_out(state: State):
 def verdict(found: Check, encoder: Encoder, answer: Int[np.ndarray, "L P"] | None) -> list[str]:
     """The closing lines."""
     ordering, names = found.ordering, PART_NAMES[found.ordering.arrangement.shape[1]]
-    lines = [str(found)]
+    lines = [found.described(names)]
     if ordering.solved:
         lines.append(
             f"{ordering.outcome.replace('_', ' ')}: error {ordering.error:.1e} of the spread over all {ordering.rows} rows"
         )
     else:
         lines.append(f"NOT SOLVED ({ordering.stop_reason})")
-    lines += [f"no table can tell whether to {tie}" for tie in ordering.ties]
+    lines += [f"no table can tell whether to {tie.named(names)}" for tie in ordering.ties]
     for p, name in enumerate(names):
         order = ", ".join(str(encoder.numbers[k]) for k in ordering.arrangement[:, p])
-        lines.append(f"{name}: {order}")
+        lines.append(f"{name}, from the first layer to the last: those that stand in layers {order}")
     if answer is not None:
         lines.append(
             f"of {answer.size} shuffled parts, {int((ordering.arrangement == answer).sum())} are back in their places"
@@ -150,7 +156,11 @@ def write_model(path: Path, checkpoint: Checkpoint, names: Mapping[str, str]) ->
 
 
 def check_arguments(p: console.Parser, args: argparse.Namespace) -> None:
-    """Ends with one line where arguments do not go together."""
+    """Ends with one line where arguments do not go together; a folder becomes the checkpoint in it."""
+    held = [args.model / name for name in FILES if (args.model / name).is_file()]
+    if args.model.is_dir() and not held:
+        p.error(f"{args.model}: expected a folder with {' or '.join(FILES)} in it, got none of them")
+    args.model = held[0] if held else args.model
     if args.shuffle is None and None in (args.inputs, args.outputs):
         p.error("expected --inputs FILE and --outputs FILE, or --shuffle SEED for a demonstration, got neither")
     if args.shuffle is not None and args.out is not None:
