@@ -1,6 +1,7 @@
 """`python -m dropjax.pair FILE --path NAME`: paths of any kind, each with a verdict of its own."""
 
 import argparse
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -153,10 +154,12 @@ def pair_paths(args: argparse.Namespace, checkpoint: Checkpoint, say: Say) -> tu
     kinds = list(PATHS) if args.path == "all" else [args.path]
     records: dict[str, Any] = {}
     good = True
+    start = time.perf_counter()
     for one in found(args, checkpoint, kinds):
         kind = "bottleneck" if isinstance(one, Chains) else one.kind
         record, verdict, whole = _chains(args, one, say) if isinstance(one, Chains) else _pairs(args, one, say)
-        records[kind] = record
+        records[kind] = record | {"seconds": time.perf_counter() - start}
+        start = time.perf_counter()
         good &= whole and verdict == "paired"
     if not records:
         raise InputError(f"{checkpoint.path}: expected at least 2 paths ({', '.join(kinds)}) by their names, got none")
