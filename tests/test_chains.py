@@ -1,6 +1,9 @@
 """Chains of three convolutions: what is read as one, every score against plain loops, and the verdict."""
 
 import itertools
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +24,18 @@ def factors(coupling: float, seed: int = 0, count: int = L) -> Factors:
     first, middle = rng.normal(size=(count, H, D)), rng.normal(size=(count, 9, H, H))
     middle[:, 4] *= 3
     last = rng.normal(size=(count, D, H)) - coupling * np.swapaxes(middle.sum(1) @ first, 1, 2)
-    return Factors(*(a.astype(np.float32) for a in (first, middle, last)))
+    gains = rng.normal(size=(2, count, H))
+    return Factors(*(a.astype(np.float32) for a in (first, middle, last, gains)))
+
+
+def fisher(a, b) -> float:
+    return np.arctanh(np.corrcoef(a, b)[0, 1])
 
 
 def plain(f: Factors) -> dict[str, np.ndarray]:
     """`chains.cubes`, by loops over everything."""
     found = {name: np.zeros((len(f.first),) * 3) for name in chains.NAMES if name != chains.TOGETHER}
+    assert f.gains is not None
     for i, j, k in itertools.product(range(len(f.first)), repeat=3):
         products = [f.last[k] @ tap @ f.first[i] for tap in f.middle[j]]
         m = sum(products)
@@ -34,8 +43,10 @@ def plain(f: Factors) -> dict[str, np.ndarray]:
         squares = sum(np.trace(p) ** 2 for p in products) / sum(np.linalg.norm(p) ** 2 for p in products)
         into, out_of = np.linalg.norm(f.first[i], axis=1), np.linalg.norm(f.middle[j], axis=(0, 1))
         behind, away = np.linalg.norm(f.middle[j], axis=(0, 2)), np.linalg.norm(f.last[k], axis=0)
-        norms = np.corrcoef(into, out_of)[0, 1] + np.corrcoef(behind, away)[0, 1]
-        for name, value in zip(found, (abs(ratio), -ratio, ratio, np.sqrt(squares), norms), strict=True):
+        norms = fisher(into, out_of) + fisher(behind, away)
+        sizes = np.abs(f.gains)
+        gains = fisher(sizes[0, i], out_of) + fisher(sizes[1, j], away)
+        for name, value in zip(found, (abs(ratio), -ratio, ratio, np.sqrt(squares), norms, gains), strict=True):
             found[name][i, j, k] = value
     return found
 
@@ -51,7 +62,9 @@ def test_scores_of_three_are_what_they_say():
 def test_the_order_of_inner_channels_changes_no_score():
     f, rng = factors(0.5), np.random.default_rng(1)
     p, q = rng.permutation(H), rng.permutation(H)
-    other = Factors(f.first[:, p], f.middle[:, :, q][:, :, :, p], f.last[:, :, q])
+    assert f.gains is not None
+    gains = np.stack([f.gains[0][:, p], f.gains[1][:, q]])
+    other = Factors(f.first[:, p], f.middle[:, :, q][:, :, :, p], f.last[:, :, q], gains)
     for name, cube in chains.cubes(f).items():
         np.testing.assert_allclose(chains.cubes(other)[name], cube, atol=1e-5, err_msg=name)
 
@@ -75,13 +88,27 @@ def test_assignment_of_three_finds_what_all_triples_have_at_best():
 def test_chains_that_show_are_found_and_unrelated_ones_are_not():
     f, rng = factors(1.0), np.random.default_rng(2)
     p, q = rng.permutation(L), rng.permutation(L)
-    found = chain([Factors(f.first, f.middle[p], f.last[q])])
+    found = chain([f.reordered(np.arange(L), p, q)])
     assert found.verdict == "paired"
     assert (p[found.middle.partner] == np.arange(L)).all()
     assert (q[found.last.partner] == np.arange(L)).all()
     assert chain([factors(0.0)]).verdict == "no signal"
     with pytest.raises(ValueError, match="expected one of"):
         chain([f], ("ddr",))
+
+
+def test_gains_alone_pair_what_products_do_not():
+    f, rng = factors(0.0), np.random.default_rng(4)
+    gains = np.exp(rng.normal(size=(2, L, H))).astype(np.float32)
+    f = Factors(f.first, f.middle * gains[0][:, None, None], f.last * gains[1][:, None], gains)
+    p, q = rng.permutation(L), rng.permutation(L)
+    found = chain([f.reordered(np.arange(L), p, q)], ("gains",))
+    assert found.verdict == "paired"
+    assert (p[found.middle.partner] == np.arange(L)).all()
+    assert (q[found.last.partner] == np.arange(L)).all()
+    assert chain([f.shuffled(rng)], ("gains",)).verdict == "no signal"
+    with pytest.raises(ValueError, match="without normalisations"):
+        chain([Factors(f.first, f.middle, f.last)], ("gains",))
 
 
 def test_one_wrong_chain_among_right_ones_is_not_called_paired():
@@ -131,18 +158,22 @@ NETWORKS = {
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_bottlenecks_are_read_from_public_layouts(tmp_path, kind):
-    found = convolutions.find_chains(open_checkpoint(network(tmp_path, *NETWORKS[kind])))
-    assert found is not None
+    (found,) = convolutions.find_chains(open_checkpoint(network(tmp_path, *NETWORKS[kind])))
     assert found.shape == (L, 9, H, D)
     assert found.folded == (NETWORKS[kind][1] is not None)
     f = factors(1.0)
+    gains = found.gains()
+    assert (gains is not None) == found.folded
+    if gains is not None:
+        assert gains.shape == (2, L, H)
+        place = NETWORKS[kind][1][1].replace("#", "2")
+        np.testing.assert_array_equal(gains[1, 2], found.checkpoint.read(f"{place}.weight"))
     for read, expected in zip(found.arrays(found.folded), (f.first, f.middle, f.last), strict=True):
         np.testing.assert_allclose(read, expected, rtol=1e-4)
 
 
 def test_grouped_kernels_are_read_with_zeros_between_groups(tmp_path):
-    found = convolutions.find_chains(open_checkpoint(network(tmp_path, *NETWORKS["torchvision"], groups=2)))
-    assert found is not None
+    (found,) = convolutions.find_chains(open_checkpoint(network(tmp_path, *NETWORKS["torchvision"], groups=2)))
     middle, half = found.arrays(True)[1], H // 2
     f = factors(1.0)
     assert not middle[:, :, :half, half:].any()
@@ -163,4 +194,27 @@ def test_depthwise_blocks_are_paired_by_what_stands_around_them(tmp_path):
     a, b = found.halves(found.readings[0]).units(0, H)
     np.testing.assert_array_equal(a[1], arrays["blocks.1.conv_pw.weight"][:, :, 0, 0])
     np.testing.assert_array_equal(b[1], arrays["blocks.1.conv_pwl.weight"][:, :, 0, 0].T)
-    assert convolutions.find_chains(checkpoint) is None
+    assert convolutions.find_chains(checkpoint) == []
+
+
+def test_every_stage_has_a_verdict_and_a_block_alone_of_its_shapes_needs_none(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for stage, (width, inner, count) in enumerate([(D, H, 4), (2 * D, H, 5)]):
+        for k in range(count):
+            before = D if stage and not k else width
+            for n, shape in enumerate([(inner, before, 1, 1), (inner, inner, 3, 3), (width, inner, 1, 1)], 1):
+                arrays[f"layer{stage + 1}.{k}.conv{n}.weight"] = rng.normal(size=shape).astype(np.float32)
+    save_file(arrays, tmp_path / "a.safetensors")
+    found = convolutions.find_chains(open_checkpoint(tmp_path / "a.safetensors"))
+    assert [(one.shape, one.folded) for one in found] == [((4, 9, H, D), False), ((4, 9, H, 2 * D), False)]
+    assert [one.alone for one in found] == [("layer2.0.conv1.weight",), ()]
+    options = "--path", "bottleneck", "--check", "--baselines", "--json", str(tmp_path / "a.json")
+    command = [sys.executable, "-m", "dropjax.pair", str(tmp_path / "a.safetensors"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    record = json.loads((tmp_path / "a.json").read_text())["paths"]
+    assert list(record) == ["bottleneck", "bottleneck 2"]
+    for one in record.values():
+        assert (one["verdict"], one["total"], one["baselines"]["untrained"]["verdict"]) == ("no signal", 4, "no signal")
+        assert len(one["middle"]["pairs"]) == len(one["last"]["pairs"]) == 4

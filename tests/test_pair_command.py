@@ -188,6 +188,7 @@ def test_every_path_that_is_there_has_a_verdict_of_its_own(tmp_path):
         "in-out": ("paired", "no signal"),
         "query-key": ("paired", "no signal"),
         "value-output": ("no signal", "no signal"),
+        "layer": ("no signal", "no signal"),
     }
     assert [record[kind]["correct"] for kind in ("in-out", "query-key")] == [6, 6]
     assert record["in-out"]["pairs"][0].keys() == json.loads((tmp_path / "mlps.json").read_text())["pairs"][0].keys()

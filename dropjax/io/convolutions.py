@@ -13,6 +13,7 @@ from dropjax.io import families
 from dropjax.io.checkpoints import Checkpoint
 from dropjax.io.families import natural, stem
 from dropjax.io.paths import Part, Paths, Reading, rows, without_twins
+from dropjax.io.selection import Twin
 
 NUMBERED = [
     re.compile(rf"(?:(.*)\.)?{words}")
@@ -33,7 +34,7 @@ class Block(NamedTuple):
 
 
 def blocks(checkpoint: Checkpoint) -> list[Block]:
-    """Every place that holds exactly three convolutions whose shapes fit: [h, d, 1, 1], [h, h/g, k, k], [d, h, 1, 1]."""
+    """Every place that holds exactly three convolutions [h, d, 1, 1], [h, h/g, k, k] and [e, h, 1, 1]."""
     places: dict[str, list[tuple[int, str]]] = defaultdict(list)
     named: dict[str, dict[str, str]] = defaultdict(dict)
     kernels = [name for name, shape in checkpoint.shapes.items() if len(shape) == 4 and all(shape)]
@@ -56,7 +57,7 @@ def blocks(checkpoint: Checkpoint) -> list[Block]:
 def _fits(shapes: Sequence[tuple[int, ...]]) -> bool:
     first, middle, last = shapes
     pointwise = first[2:] == last[2:] == (1, 1)
-    return pointwise and middle[0] == first[0] == last[1] and middle[0] % middle[1] == 0 and first[1] == last[0]
+    return pointwise and middle[0] == first[0] == last[1] and middle[0] % middle[1] == 0
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class Chains:
     blocks: tuple[Block, ...]
     folded: bool
     """Whether every convolution has a batch normalisation that can be folded into it."""
-    others: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
+    """The first convolutions of blocks that change the width, as the first of a stage does, or alone of their shapes."""
+    twins: tuple[Twin, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -93,6 +96,13 @@ class Chains:
             np.stack([one[:, :, 0, 0] for one in lasts]),
         )
 
+    def gains(self) -> Float[np.ndarray, "2 L h"] | None:
+        """The gains of the normalisations behind the first and middle convolutions; None where some have none."""
+        if not self.folded:
+            return None
+        sides = ([self.checkpoint.read(f"{_norm(self.checkpoint, name)}.weight") for name in self.names(k)] for k in (0, 1))
+        return np.stack([np.stack(side) for side in sides])
+
     def _one(self, name: str, folded: bool) -> Float[np.ndarray, "o i k l"]:
         kernel = self.checkpoint.read(name)
         if folded:
@@ -104,25 +114,31 @@ class Chains:
     def lines(self) -> list[str]:
         """What is paired and what is not, for people."""
         depth, taps, hidden, width = self.shape
-        ways = "with batch normalisations folded in, and without" if self.folded else "as they are"
+        ways = "without batch normalisations, and with them folded in" if self.folded else "as they are"
         lines = [
             f"bottleneck: {depth} paths of three convolutions, d = {width:,}, h = {hidden:,}, {taps} taps",
             f"told by names and shapes; read {ways}",
         ]
-        return lines + (
-            [f"also there, of other shapes: {len(self.others)}, such as {self.others[0]}"] if self.others else []
-        )
+        if self.twins:
+            lines.append(f"left out as twins: {len(self.twins)}, such as {self.twins[0].copy} of {self.twins[0].of}")
+        return lines + ([f"nothing to pair with: {len(self.alone)}, such as {self.alone[0]}"] if self.alone else [])
 
     def record(self) -> dict[str, Any]:
         """All of it for the JSON."""
         depth, taps, hidden, width = self.shape
         counts = {"paths": depth, "d": width, "h": hidden, "taps": taps}
-        return {**counts, "told": "names and shapes", "folded": self.folded, "others": self.others, "whole": not self.others}
+        return {
+            **counts,
+            "told": "names and shapes",
+            "folded": self.folded,
+            "alone": self.alone,
+            "twins": [t._asdict() for t in self.twins],
+        }
 
     @property
     def limits(self) -> str:
         """What a verdict says nothing of, to be written behind it."""
-        return f", of those chosen alone ({len(self.others)} kinds of other shapes)" if self.others else ""
+        return f", of those chosen alone ({len(self.twins)} left out as twins)" if self.twins else ""
 
 
 def _taps(kernel: Float[np.ndarray, "o i k l"]) -> Float[np.ndarray, "t o h"]:
@@ -149,16 +165,23 @@ def _norm(checkpoint: Checkpoint, name: str) -> str:
     return next((g for g in guesses if g != words and all(checkpoint.shapes.get(f"{g}.{w}") == rows_ for w in wanted)), "")
 
 
-def find_chains(checkpoint: Checkpoint) -> Chains | None:
-    """The bottlenecks with a full (or grouped) middle convolution that are most numerous; None where there are no two."""
+def find_chains(checkpoint: Checkpoint) -> list[Chains]:
+    """The bottlenecks with a full (or grouped) middle convolution, those of one shape together, at least two; most first."""
     pools = _pools(checkpoint, depthwise=False)
-    if not pools or len(pools[0]) < 2:
-        return None
-    chosen, *others = pools
-    found = without_twins(checkpoint, [b.names[0] for b in chosen], [b.names[2] for b in chosen])
-    members = tuple(chosen[k] for k in found.kept)
-    folded = all(_norm(checkpoint, name) for block in members for name in block.names)
-    return Chains(checkpoint, members, folded, tuple(f"{len(pool)} like {pool[0].names[0]}" for pool in others))
+    alone = tuple(block.names[0] for pool in pools if len(pool) == 1 or not _same_width(checkpoint, pool) for block in pool)
+    found = []
+    for pool in pools:
+        if len(pool) > 1 and _same_width(checkpoint, pool):
+            apart = without_twins(checkpoint, [b.names[0] for b in pool], [b.names[2] for b in pool])
+            members = tuple(pool[k] for k in apart.kept)
+            folded = all(_norm(checkpoint, name) for block in members for name in block.names)
+            found.append(Chains(checkpoint, members, folded, () if found else alone, apart.twins))
+    return [chains for chains in found if len(chains.blocks) > 1]
+
+
+def _same_width(checkpoint: Checkpoint, pool: Sequence[Block]) -> bool:
+    first, _, last = (checkpoint.shapes[name] for name in pool[0].names)
+    return first[1] == last[0]
 
 
 def _pools(checkpoint: Checkpoint, depthwise: bool) -> list[list[Block]]:
@@ -173,7 +196,7 @@ def _pools(checkpoint: Checkpoint, depthwise: bool) -> list[list[Block]]:
 
 def find_depthwise(checkpoint: Checkpoint) -> Paths | None:
     """The 1×1 convolutions before and behind depthwise ones, which mix no channels: most numerous, None below two."""
-    pools = _pools(checkpoint, depthwise=True)
+    pools = [pool for pool in _pools(checkpoint, depthwise=True) if _same_width(checkpoint, pool)]
     if not pools or len(pools[0]) < 2:
         return None
     chosen, *others = pools

@@ -17,7 +17,8 @@ from dropjax.core.errors import InputError
 from dropjax.core.solution import _versions, plain
 from dropjax.io import checkpoints, halves
 from dropjax.pair import results
-from dropjax.pair.paths import RandomHalves, Say, pair_paths
+from dropjax.pair.found import RandomHalves
+from dropjax.pair.paths import Say, pair_paths
 from dropjax.pairing import chains, heads
 from dropjax.pairing.certainty import Judged
 from dropjax.pairing.evidence import Halves

@@ -2,136 +2,25 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from dropjax.core.errors import InputError
-from dropjax.io import attention, convolutions, halves, state_spaces
 from dropjax.io.checkpoints import Checkpoint
 from dropjax.io.convolutions import Chains
-from dropjax.io.paths import Paths
 from dropjax.pair import results
+from dropjax.pair.found import Found, Layers, RandomHalves, Reordered, found, random_factors
 from dropjax.pairing.certainty import Judged
 from dropjax.pairing.chains import Chained, Factors, chain
 from dropjax.pairing.evidence import Halves
 from dropjax.pairing.heads import head_signals, head_size
+from dropjax.pairing.layers import pair_layers
 from dropjax.pairing.paths import PATHS
 from dropjax.pairing.portfolio import portfolio
 
-MLPS = ("in-out", "up-out", "gate-out", "gate-up")
 Say = Callable[[Sequence[str]], None]
-
-
-@dataclass(frozen=True)
-class Reordered:
-    """Halves in another order on either side."""
-
-    halves: Halves
-    ours: Int[np.ndarray, " L"]
-    theirs: Int[np.ndarray, " L"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(L, h, d)."""
-        return self.halves.shape
-
-    def units(self, start: int, stop: int) -> tuple[Float[np.ndarray, "L s d"], Float[np.ndarray, "L s d"]]:
-        """See `pairing.evidence.Halves`."""
-        a, b = self.halves.units(start, stop)
-        return a[self.ours], b[self.theirs]
-
-
-@dataclass(frozen=True)
-class RandomHalves:
-    """Fresh halves of the same shapes, drawn as `torch.nn.Linear` draws: uniform within ±1/sqrt(fan_in)."""
-
-    shape: tuple[int, int, int]
-    seed: int
-
-    def units(self, start: int, stop: int) -> tuple[Float[np.ndarray, "L s d"], Float[np.ndarray, "L s d"]]:
-        """See `pairing.evidence.Halves`."""
-        depth, hidden, width = self.shape
-        rng = np.random.default_rng((self.seed, start))
-        size = depth, stop - start, width
-        a, b = ((2 * rng.random(size, np.float32) - 1) * np.float32(fan_in**-0.5) for fan_in in (width, hidden))
-        return a, b
-
-
-def random_factors(chains: tuple[int, int, int, int], seed: int) -> Factors:
-    """Fresh convolutions of the same shapes, (L, taps, h, d), drawn as PyTorch draws them."""
-    depth, taps, hidden, width = chains
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape: int, fan_in: int) -> Float[np.ndarray, "..."]:
-        return (2 * rng.random(shape, np.float32) - 1) * np.float32(fan_in**-0.5)
-
-    return Factors(
-        draw(depth, hidden, width, fan_in=width),
-        draw(depth, taps, hidden, hidden, fan_in=taps * hidden),
-        draw(depth, width, hidden, fan_in=hidden),
-    )
-
-
-@dataclass(frozen=True)
-class Found:
-    """Paths of one kind, as something to be paired."""
-
-    kind: str
-    ours: list[str]
-    theirs: list[str]
-    readings: list[tuple[str, Halves]]
-    head: int
-    lines: list[str]
-    limits: str
-    whole: bool
-    record: dict[str, Any]
-
-
-def found(args: argparse.Namespace, checkpoint: Checkpoint, kinds: Sequence[str]) -> Iterator[Found | Chains]:
-    """The paths of these kinds that the checkpoint has."""
-    if set(kinds) & set(MLPS):
-        yield from _mlps(args, checkpoint, kinds)
-    for kind in kinds:
-        paths = None
-        if kind in ("query-key", "value-output"):
-            paths = attention.find(checkpoint, kind, args.heads or 0, args.transposed)
-        elif kind == "depthwise":
-            paths = convolutions.find_depthwise(checkpoint)
-        elif kind.startswith("state-space"):
-            paths = state_spaces.find(checkpoint, kind)
-        elif kind == "bottleneck" and (chains := convolutions.find_chains(checkpoint)) is not None:
-            yield chains
-        if paths is not None:
-            yield _of(paths)
-
-
-def _of(paths: Paths) -> Found:
-    first = paths.readings[0]
-    ours, theirs = ([name + part.label for name in part.names] for part in (first.ours, first.theirs))
-    readings = [(reading.words, paths.halves(reading)) for reading in paths.readings]
-    about = paths.lines(), paths.limits, paths.whole, paths.record()
-    return Found(paths.kind, ours, theirs, [*readings], paths.head, *about)
-
-
-def _mlps(args: argparse.Namespace, checkpoint: Checkpoint, kinds: Sequence[str]) -> Iterator[Found]:
-    try:
-        mlps = halves.find_halves(checkpoint, args.ins, args.outs, args.gate, args.transposed, args.fold_norm)
-    except InputError:
-        if len(kinds) == 1 or args.ins or args.outs or args.gate:
-            raise
-        return
-    named = {"in-out": ("in", "out"), "up-out": ("up", "out"), "gate-out": ("gate", "out"), "gate-up": ("gate", "up")}
-    for kind, (ours, theirs) in named.items():
-        if kind in kinds and ours in mlps.sides:
-            first, second = ([name + mlps.sides[of].label for name in mlps.sides[of].names] for of in (ours, theirs))
-            account = mlps.account
-            lines = [f"{kind}: {mlps.depth} paths, d = {mlps.width:,}, h = {mlps.hidden:,}", *account.lines(mlps.transposed)]
-            about = lines, account.limits, account.whole, results.selection(mlps)
-            yield Found(kind, first, second, [("", mlps.halves(ours, theirs))], 0, *about)
 
 
 def judged(args: argparse.Namespace, kind: str, readings: Sequence[Halves], head: int) -> tuple[Judged, int]:
@@ -156,8 +45,14 @@ def pair_paths(args: argparse.Namespace, checkpoint: Checkpoint, say: Say) -> tu
     good = True
     start = time.perf_counter()
     for one in found(args, checkpoint, kinds):
-        kind = "bottleneck" if isinstance(one, Chains) else one.kind
-        record, verdict, whole = _chains(args, one, say) if isinstance(one, Chains) else _pairs(args, one, say)
+        if isinstance(one, Found):
+            kind, (record, verdict, whole) = one.kind, _pairs(args, one, say)
+        elif isinstance(one, Layers):
+            kind, (record, verdict, whole) = "layer", _of_layers(args, one, say)
+        else:
+            stages = sum(key.startswith("bottleneck") for key in records)
+            kind = f"bottleneck {stages + 1}" if stages else "bottleneck"
+            record, verdict, whole = _chains(args, one, say)
         records[kind] = record | {"seconds": time.perf_counter() - start}
         start = time.perf_counter()
         good &= whole and verdict == "paired"
@@ -192,6 +87,34 @@ def _pairs(args: argparse.Namespace, one: Found, say: Say) -> tuple[dict[str, An
     return record, answer.verdict, one.whole
 
 
+def _of_layers(args: argparse.Namespace, one: Layers, say: Say) -> tuple[dict[str, Any], str, bool]:
+    """Attentions paired with MLPs: what the JSON says of it, the verdict, and whether nothing was left out."""
+    depth = len(one.mlps)
+    say([f"layer: {depth} attentions and MLPs, d = {one.width:,}"])
+    rng = np.random.default_rng(args.random_seed)
+    ours, theirs = (rng.permutation(depth) if args.check else np.arange(depth) for _ in range(2))
+    writes, reads, back = one.arrays()
+    options = {"shuffles": args.shuffles, "seed": args.random_seed}
+    answer = pair_layers(writes[ours], reads[theirs], back[theirs], **options)
+    names = results.Names([one.attentions[k] for k in ours], [one.mlps[k] for k in theirs])
+    truth = np.argsort(theirs)[ours] if args.check else None
+    record = results.record(names, answer, truth)
+    if args.quiet:
+        print("\n".join(f"{pair['in']} {pair['out']}" for pair in record["pairs"]))
+    say([*results.table(names, answer), *results.summary(answer, one.limits)])
+    if truth is not None:
+        say([f"check: {record['correct']} of {depth} right; {results.chance(depth)}"])
+    if args.baselines:
+        draw = np.random.default_rng(args.random_seed)
+        fresh = pair_layers(
+            *(draw.uniform(-1, 1, part.shape).astype(np.float32) for part in (writes, reads, back)), **options
+        )
+        right = int((fresh.partner == np.arange(depth)).sum())
+        untrained = _untrained(fresh.verdict, fresh.signal, right, depth, say)
+        record["baselines"] = {"chance": 1.0, "untrained": untrained}
+    return record, answer.verdict, one.whole
+
+
 def _untrained(verdict: str, signal: str, right: int, depth: int, say: Say) -> dict[str, Any]:
     say([f"untrained weights of the same shapes: {verdict}, {right} of {depth} right"])
     return {"verdict": verdict, "signal": signal, "correct": right}
@@ -203,8 +126,8 @@ def _chains(args: argparse.Namespace, one: Chains, say: Say) -> tuple[dict[str, 
     rng = np.random.default_rng(args.random_seed)
     orders = [rng.permutation(depth) if args.check else np.arange(depth) for _ in range(3)]
     names = [[one.names(part)[k] for k in order] for part, order in enumerate(orders)]
-    folds = [True, False] if one.folded else [False]
-    readings = [Factors(*(a[order] for a, order in zip(one.arrays(fold), orders, strict=True))) for fold in folds]
+    readings = [Factors(*one.arrays(False), one.gains()), *([Factors(*one.arrays(True))] if one.folded else [])]
+    readings = [reading.reordered(*orders) for reading in readings]
     answer = _chained(args, readings)
     record: dict[str, Any] = {"verdict": answer.verdict, "signal": answer.middle.signal, "selection": one.record()}
     truths = [np.argsort(order)[orders[0]] for order in orders[1:]]
@@ -225,7 +148,7 @@ def _chains(args: argparse.Namespace, one: Chains, say: Say) -> tuple[dict[str, 
         right = (fresh.middle.partner == np.arange(depth)) & (fresh.last.partner == np.arange(depth))
         untrained = _untrained(fresh.verdict, fresh.middle.signal, int(right.sum()), depth, say)
         record["baselines"] = {"chance": 1 / depth, "untrained": untrained}
-    return record, answer.verdict, not one.others
+    return record, answer.verdict, True
 
 
 def _chained(args: argparse.Namespace, readings: Sequence[Factors]) -> Chained:

@@ -17,6 +17,8 @@ from dropjax.pairing.certainty import Judged
 from dropjax.pairing.evidence import SHUFFLES
 from dropjax.pairing.portfolio import SIGNAL_ERROR, _Candidate, _candidate
 
+HIGHEST = 1 - 1e-6
+"""The largest correlation whose artanh is taken."""
 ROUNDS = 30
 """Assignments of either side at the most; some ten are enough."""
 SIDES = 3
@@ -32,19 +34,30 @@ class Factors:
     first: Float[np.ndarray, "L h d"]
     middle: Float[np.ndarray, "L t h h"]
     last: Float[np.ndarray, "L d h"]
+    gains: Float[np.ndarray, "2 L h"] | None = None
+    """Gains of the normalisations behind the first and the middle convolutions, which stay with them."""
+
+    def reordered(self, *orders: Int[np.ndarray, " L"]) -> "Factors":
+        """The first, middle and last convolutions each in another order."""
+        gains = None if self.gains is None else np.stack([g[order] for g, order in zip(self.gains, orders, strict=False)])
+        first, middle, last = (part[order] for part, order in zip((self.first, self.middle, self.last), orders, strict=True))
+        return Factors(first, middle, last, gains)
 
     def shuffled(self, rng: np.random.Generator) -> "Factors":
         """The inner channels of the middle convolutions in another order on either side, the same for all."""
         inner = self.first.shape[1]
-        return Factors(self.first, self.middle[:, :, rng.permutation(inner)][:, :, :, rng.permutation(inner)], self.last)
+        outputs, inputs = rng.permutation(inner), rng.permutation(inner)
+        gains = None if self.gains is None else np.stack([self.gains[0], self.gains[1][:, outputs]])
+        return Factors(self.first, self.middle[:, :, outputs][:, :, :, inputs], self.last, gains)
 
 
 def cubes(factors: Factors) -> dict[str, Cube]:
     """The scores of every first (axis 0) with every middle (1) and last (2) convolution, by signal.
 
     `ratio`, `negative_ratio`, `positive_ratio`: tr(M)/‖M‖_F, K summed over taps. `taps`: the same of each tap's M, squared
-    and summed, so that taps of either sign count. `channel_norms`: correlations, over either set of inner channels, of the
-    norms of what leads to a channel and what leads away from it.
+    and summed, so that taps of either sign count. `channel_norms`: correlations (Fisher's z), over either set of inner
+    channels, of the norms of what leads to a channel and what leads away from it. `gains`, where there are some: the same
+    with the size of the gain behind what leads to a channel, which training makes like the norm of what leads away from it.
     """
     first, middle, last = (np.asarray(a, np.float64) for a in (factors.first, factors.middle, factors.last))
     depth, taps = middle.shape[:2]
@@ -69,23 +82,28 @@ def cubes(factors: Factors) -> dict[str, Cube]:
         norm += squares(middle[:, tap])
     into, out_of = np.linalg.norm(first, axis=2), np.linalg.norm(middle, axis=(1, 2))
     behind, away = np.linalg.norm(middle, axis=(1, 3)), np.linalg.norm(last, axis=1)
-    return {
+    found = {
         "ratio": np.abs(ratio),
         "negative_ratio": -ratio,
         "positive_ratio": ratio,
         "taps": np.sqrt(by_tap / np.where(norm > 0, norm, 1)),
-        "channel_norms": _correlation(into, out_of)[:, :, None] + _correlation(behind, away)[None],
+        "channel_norms": _fisher(into, out_of)[:, :, None] + _fisher(behind, away)[None],
     }
+    if factors.gains is not None:
+        sizes = np.abs(factors.gains).astype(np.float64)
+        found["gains"] = _fisher(sizes[0], out_of)[:, :, None] + _fisher(sizes[1], away)[None]
+    return found
 
 
-def _correlation(a: Float[np.ndarray, "L h"], b: Float[np.ndarray, "L h"]) -> Float[np.ndarray, "L L"]:
+def _fisher(a: Float[np.ndarray, "L h"], b: Float[np.ndarray, "L h"]) -> Float[np.ndarray, "L L"]:
+    """Fisher's z, artanh r, of every correlation r: its spread does not depend on r, and large ones count for more."""
     a, b = (half - half.mean(axis=1, keepdims=True) for half in (a, b))
     scale = np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
-    return a @ b.T / np.where(scale > 0, scale, 1)
+    return np.arctanh(np.clip(a @ b.T / np.where(scale > 0, scale, 1), -HIGHEST, HIGHEST))
 
 
 TOGETHER = "together"
-SUMMED = ("taps", "channel_norms")
+SUMMED = ("taps", "channel_norms", "gains")
 """The signals that `together` is the sum of, each in its own spread: neither depends on a sign."""
 NAMES = ("ratio", "negative_ratio", "positive_ratio", *SUMMED, TOGETHER)
 
@@ -175,6 +193,8 @@ def chain(
     for k in range(shuffles):  # every reading is shuffled alike
         every.append(all_cubes([factors.shuffled(np.random.default_rng((seed, k))) for factors in readings]))
     keys = [key for key in every[0] if key[0] in names]
+    if not keys:
+        raise ValueError(f"signal: expected one that convolutions without normalisations have, got {', '.join(names)}")
     judged = {key: _judge(key[0], [one[key] for one in every]) for key in keys}
     best = max(judged, key=lambda key: judged[key].separation)
     chosen = judged[best]

@@ -1,4 +1,7 @@
-"""The kinds of paths that can be paired: two or three matrices whose product meets itself on the residual stream."""
+"""The kinds of paths that can be paired: two or three matrices whose product meets itself on the residual stream.
+
+Attention and MLP of one layer share no hidden units, but they write to and read from the same features of the stream.
+"""
 
 from typing import NamedTuple
 
@@ -38,9 +41,15 @@ PATHS: dict[str, Kind] = {
         ("first", "middle", "last"),
         "W_last·K·W_first, K the k×k kernel summed, or each tap of it",
         "the order of either set of inner channels",
-        ("ratio", "negative_ratio", "positive_ratio", "taps", "channel_norms", "together"),
+        ("ratio", "negative_ratio", "positive_ratio", "taps", "channel_norms", "gains", "together"),
     ),
     "depthwise": Kind(("expand", "project"), "W_project·W_expand", UNITS.split(",")[0], (*TRACES, *EVERY_SCALE)),
+    "layer": Kind(
+        ("attention", "mlp"),
+        "⟨W_output·W_outputᵀ, W_inᵀ·W_in⟩, and the same with W_out·W_outᵀ",
+        "any rotation of either's units",
+        ("reads", "writes"),
+    ),
     "state-space": Kind(("in", "out"), "W_out·W_in", UNITS.split(",")[0], (*TRACES, *EVERY_SCALE)),
     "state-space gate": Kind(("gate", "out"), "W_out·W_gate", UNITS.split(",")[0], (*TRACES, *EVERY_SCALE)),
 }

@@ -7,7 +7,7 @@ units shuffled: shuffling takes away what pairs have in common and leaves everyt
 Below, A is an input half's W_in [h, d] and B an output half's W_outᵀ [h, d]: row k of both is hidden unit k.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -135,6 +135,11 @@ def portfolio(
     best = max(candidates.values(), key=lambda candidate: candidate.separation)
     if DISCRIMINANT in candidates and candidates[DISCRIMINANT].separation >= PREFERRED * best.separation:
         best = candidates[DISCRIMINANT]
+    return _judged(best, candidates, shuffles, tries)
+
+
+def _judged(best: _Candidate, candidates: Mapping[str, _Candidate], shuffles: int, tries: int) -> Judged:
+    """The best of the candidates with what speaks for it."""
     needed = float(-scipy.special.stdtrit(shuffles - 1, SIGNAL_ERROR / (len(candidates) * tries)))
     voters = {name: c.pairing.partner for name, c in candidates.items() if c.strength > needed}
     return Judged(
@@ -148,6 +153,13 @@ def portfolio(
         * np.ones(len(best.sure), int),
         voters=tuple(voters),
     )
+
+
+def best_of(scores: Mapping[str, Sequence[Float[np.ndarray, "L L"]]], tries: int = 1) -> Judged:
+    """The matching of the signal that separates best; of each signal the scores as they are, and then of shuffled copies."""
+    candidates = {name: _candidate(name, *tables, tries=tries) for name, tables in scores.items()}
+    best = max(candidates.values(), key=lambda candidate: candidate.separation)
+    return _judged(best, candidates, len(next(iter(scores.values()))) - 1, tries)
 
 
 def _template(seen: Evidence, pairing: Pairing) -> Float[np.ndarray, "L L"]:

@@ -11,7 +11,7 @@ from dropjax import console
 from dropjax.core.errors import InputError
 from dropjax.core.solution import _versions, plain
 from dropjax.io import checkpoints
-from dropjax.pair.paths import Found, found
+from dropjax.pair.found import Found, found
 from dropjax.pairing.origins import Origins, trace
 from dropjax.runtime import device
 from dropjax.runtime.writing import atomic_write, ensure_writable
