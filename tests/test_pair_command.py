@@ -210,3 +210,19 @@ def test_what_is_wrong_with_a_path_takes_one_line(tmp_path):
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
         assert words in done.stderr
+
+
+def test_attention_of_a_layout_that_is_not_known_is_not_left_out_in_silence(tmp_path):
+    def with_some(arrays):
+        rng = np.random.default_rng(5)
+        latent = {f"layers.{k}.self_attn.q_a_proj.weight": rng.normal(size=(4, 12)).astype(np.float32) for k in range(6)}
+        return arrays | latent
+
+    path = changed(checkpoint(tmp_path, 1.0), with_some)
+    done = run(path, "--path", "all")
+    assert (done.returncode, done.stderr) == (1, "")
+    line = "called of attention and in no pairing above: 6, such as layers.0.self_attn.q_a_proj.weight (no two layers"
+    assert line in done.stdout
+    unread = changed(path, lambda arrays: {n: a.astype(np.int8) if "self_attn" in n else a for n, a in arrays.items()})
+    assert "(6 of them not read)" in run(unread, "--path", "all").stdout
+    assert run(changed(path, lambda a: {n: x for n, x in a.items() if "attn" not in n}), "--path", "all").returncode == 0

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dropjax.core.errors import InputError
-from dropjax.io import attention, convolutions, halves, state_spaces
+from dropjax.io import attention, convolutions, families, halves, state_spaces
 from dropjax.io.checkpoints import Checkpoint
 from dropjax.io.convolutions import Chains
 from dropjax.io.paths import Paths
@@ -166,3 +166,19 @@ def _layers(args: argparse.Namespace, checkpoint: Checkpoint) -> Iterator[Layers
     limits = "".join(dict.fromkeys((paths.limits, mlps.account.limits)))
     about = mlps.width, limits, paths.whole and mlps.account.whole
     yield Layers(list(outputs), [ins[k] for k in partners], arrays, *about)
+
+
+def left_unpaired(checkpoint: Checkpoint, missing: Sequence[str]) -> list[str]:
+    """Lines for tensors that are called parts of paths of the missing kinds, so that nothing is left out in silence."""
+    shapes = {**checkpoint.shapes, **checkpoint.unread}
+    of_attention = [n for n, shape in shapes.items() if len(shape) > 1 and families.reason_to_skip(n) == "of attention"]
+    of_mlps = [n for n in checkpoint.unread if families.is_half(n) and not families.reason_to_skip(n)]
+    wanted = {"of attention": of_attention if {"query-key", "value-output"} & set(missing) else []}
+    wanted["of MLPs"] = of_mlps if not set(MLPS) - set(missing) else []
+    lines = []
+    for what, names in wanted.items():
+        if names:
+            unread = sum(name in checkpoint.unread for name in names)
+            why = f"{unread} of them not read" if unread else "no two layers of a layout that is known"
+            lines.append(f"called {what} and in no pairing above: {len(names)}, such as {names[0]} ({why})")
+    return lines

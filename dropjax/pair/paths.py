@@ -11,7 +11,7 @@ from dropjax.core.errors import InputError
 from dropjax.io.checkpoints import Checkpoint
 from dropjax.io.convolutions import Chains
 from dropjax.pair import results
-from dropjax.pair.found import Found, Layers, RandomHalves, Reordered, found, random_factors
+from dropjax.pair.found import Found, Layers, RandomHalves, Reordered, found, left_unpaired, random_factors
 from dropjax.pairing.certainty import Judged
 from dropjax.pairing.chains import Chained, Factors, chain
 from dropjax.pairing.evidence import Halves
@@ -59,7 +59,9 @@ def pair_paths(args: argparse.Namespace, checkpoint: Checkpoint, say: Say) -> tu
     if not records:
         raise InputError(f"{checkpoint.path}: expected at least 2 paths ({', '.join(kinds)}) by their names, got none")
     if len(kinds) > 1 and (missing := [kind for kind in kinds if kind not in records]):
-        say([f"not there, or not told by names: {', '.join(missing)}"])
+        left = left_unpaired(checkpoint, missing)
+        say([f"not there, or not told by names: {', '.join(missing)}", *left])
+        good &= not left
     return records, good
 
 
