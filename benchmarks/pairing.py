@@ -226,6 +226,7 @@ def main() -> None:
         one.add_argument("folder", type=Path, help="where packages are unpacked and trained networks kept")
         one.add_argument("--only", nargs="+", choices=(*path_tables.MODELS, *path_tables.TRAINED), help="some models")
     four.add_argument("--draws", type=int, default=200)
+    four.add_argument("--sources", nargs="+", choices=path_rates.SOURCES)
     four.add_argument("--paths", nargs="+", choices=tuple(path_rates.PATHS))
     three.set_defaults(run=path_tables.models)
     four.set_defaults(run=path_rates.unrelated)

@@ -174,6 +174,7 @@ def _train(
     model: nn.Module, name: str, inputs: Tensor, loss: Callable[[Tensor, Tensor], Tensor], rate: float, epochs: int = 0
 ) -> float:
     """Trains the model, and gives the last epoch's mean loss."""
+    torch.set_num_threads(1)  # such small networks gain nothing from more
     batch, epochs = 64, epochs or EPOCHS[name]
     steps = epochs * math.ceil(len(inputs) / batch)
     optimiser = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)
@@ -244,5 +245,4 @@ def write(folder: Path, names: Sequence[str] = tuple(EPOCHS)) -> dict[str, Path]
 if __name__ == "__main__":
     import sys
 
-    torch.set_num_threads(1)
     write(Path(sys.argv[1]))

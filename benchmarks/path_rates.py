@@ -32,6 +32,7 @@ DEPTHS = (3, 6)
 PIECES = {"bottleneck": ((0, 3), (1, 4), (2,)), "layer": ((0,), (1, 2))}
 """Which arrays belong to one piece; elsewhere each array is one. Of bottlenecks: first, middle and last convolutions, and
 the gains behind the first and the middle ones. Of layers: what attention writes, and what the MLP reads and writes."""
+SOURCES = ("random", "other models", "other layers")
 Parts = tuple[np.ndarray, ...]
 
 
@@ -81,16 +82,16 @@ def random_parts(rng: np.random.Generator, kind: str, depth: int) -> list[np.nda
 def model_parts(rng: np.random.Generator, kind: str, shelf: dict[str, Parts], depth: int, layers: bool) -> list[np.ndarray]:
     """Pieces of several models, or with `layers` of one model's different layers, whose features then stay the same."""
     pieces = PIECES.get(kind, ((0,), (1,)))
-    able = [name for name, parts in shelf.items() if len(parts[0]) >= depth * (len(pieces) if layers else 1)]
+    times = len(pieces) if layers else -(-len(pieces) // len(shelf))
+    able = [name for name, parts in shelf.items() if len(parts[0]) >= depth * times]
     names = [rng.choice(able)] * len(pieces) if layers else list(rng.permutation(able))
     names = (names * len(pieces))[: len(pieces)]  # of two models the first gives the third piece as well, of other layers
     left = {name: list(rng.permutation(len(shelf[name][0]))) for name in names}
     chosen: dict[int, np.ndarray] = {}
     features = [rng.permutation(10**4) for _ in pieces]
     for piece, name, order in zip(pieces, names, [features[0]] * len(pieces) if layers else features, strict=True):
-        which = [
-            left[name].pop() if len(left[name]) >= depth else int(rng.integers(len(shelf[name][0]))) for _ in range(depth)
-        ]
+        which = left[name][:depth]
+        left[name] = left[name][depth:]
         for part in piece:
             chosen[part] = cut(kind, part, shelf[name][part][which], order)
     return [chosen[k] for k in sorted(chosen)]
@@ -122,10 +123,10 @@ def unrelated(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for every kind of path and of unrelated halves: how often there is said to be a signal, or pairs."""
     for kind in args.paths or PATHS:
         shelf, pieces = library(args.folder, kind, args.only), len(PIECES.get(kind, (0, 1)))
-        most = max((len(parts[0]) for parts in shelf.values()), default=0)
-        able = {"random": DEPTHS[-1], "other models": most if len(shelf) > 1 else 0, "other layers": most // pieces}
+        most, second = sorted([0, 0, *(len(parts[0]) for parts in shelf.values())])[:-3:-1]
+        able = dict(zip(SOURCES, (DEPTHS[-1], second, most // pieces), strict=True))
         for source, depth in able.items():
-            if depth >= DEPTHS[0]:
+            if depth >= DEPTHS[0] and source in (args.sources or able):
                 counts = _counts(args, kind, source, shelf, depth)
                 yield {"kind": "unrelated", "path": kind, "source": source, "draws": args.draws, **counts}
 

@@ -128,7 +128,7 @@ def merge(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     base = path_models.write(args.folder, ["vision"])["vision"]
     foreign = args.folder / "vision, other seed" / "model.safetensors"
     if not foreign.exists():
-        foreign.parent.mkdir(parents=True)
+        foreign.parent.mkdir(parents=True, exist_ok=True)
         save_file(
             {name: value.numpy() for name, value in path_models.trained("vision", seed=1)[0].state_dict().items()}, foreign
         )
