@@ -5,6 +5,8 @@ No hidden unit ties them together, only the stream's own basis. What is compared
 writes. Neighbouring layers are alike in this, so that pairs are seldom clear of exchanges with their neighbours.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +52,7 @@ def pair_layers(
 
     Signals: `reads`, the cosine of what attention writes with what the MLP reads (`feature_grams`), and `writes`, with what
     it writes. They are compared with copies in which the features that attention writes to are shuffled, for all layers
-    alike.
+    alike. A pair is as sure as the less sure of the two, and not at all where they disagree: layers may be alike in one.
     """
     rng = np.random.default_rng(seed)
     width = writes.shape[2]
@@ -62,4 +64,7 @@ def pair_layers(
         shuffled = square[:, order][:, :, order].reshape(len(ours), -1)
         for name, flat in (("reads", reads), ("writes", theirs)):
             scores[name].append(np.asarray(jnp.matmul(shuffled, flat.T, precision=lax.Precision.HIGHEST)))
-    return best_of(scores)
+    answer = best_of(scores)
+    each = [best_of({name: tables}) for name, tables in scores.items()]
+    sure = np.min([np.where(one.partner == answer.partner, one.certainty, 0) for one in each], axis=0)
+    return replace(answer, certainty=sure)
