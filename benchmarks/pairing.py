@@ -2,7 +2,8 @@
 
 `wide` writes a checkpoint of random weights (bfloat16, L = 32, d = 4,096, h = 14,336 by default: 7.5 GB, removed at the
 end), pairs it with `python -m dropjax.pair --check` in a process of its own, and measures that. `invariances` takes a
-checkpoint's MLPs, changes them more and more, and plots how sure each signal still is.
+checkpoint's MLPs, changes them more and more, and plots how sure each signal still is. `models`, `unrelated` and
+`merge` are about every kind of path: see `path_tables.py` and `path_rates.py`.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import path_rates
+import path_tables
 
 from dropjax.io import checkpoints, halves
 from dropjax.pairing.evidence import Arrays
@@ -215,6 +218,18 @@ def main() -> None:
     two.add_argument("file", type=Path)
     two.add_argument("--plot", type=Path, metavar="PNG")
     two.set_defaults(run=invariances)
+    three = what.add_parser("models", help="every path of pretrained models")
+    four = what.add_parser("unrelated", help="how often unrelated halves are said to be pairs")
+    five = what.add_parser("merge", help="a merge of fine-tuned copies, traced to what they were tuned from")
+    five.set_defaults(run=path_tables.merge)
+    for one in (three, four, five):
+        one.add_argument("folder", type=Path, help="where packages are unpacked and trained networks kept")
+        one.add_argument("--only", nargs="+", choices=(*path_tables.MODELS, *path_tables.TRAINED), help="some models")
+    four.add_argument("--draws", type=int, default=200)
+    four.add_argument("--sources", nargs="+", choices=path_rates.SOURCES)
+    four.add_argument("--paths", nargs="+", choices=tuple(path_rates.PATHS))
+    three.set_defaults(run=path_tables.models)
+    four.set_defaults(run=path_rates.unrelated)
     args = parser.parse_args()
     device.configure()
     rows = []
@@ -227,6 +242,8 @@ def main() -> None:
         print("  ".join(shown), flush=True)
     if args.what == "invariances" and args.plot:
         plot(rows, args.plot)
+    if args.what in ("models", "unrelated", "merge"):
+        print(path_tables.printed(rows))
     if args.json:
         versions = {name: version(name) for name in ("dropjax", "jax", "numpy", "scipy", "safetensors")}
         record = {"machine": machine(), "versions": versions, "rows": rows}

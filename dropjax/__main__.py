@@ -11,7 +11,8 @@ from dropjax import console
 COMMANDS = {
     "solve": "put a dropped stack back in order",
     "order": "put the parts of a pretrained encoder in order, from recorded states",
-    "pair": "pair the halves of a checkpoint's MLPs from weights alone",
+    "pair": "pair the halves of a checkpoint's MLPs, and of its other paths, from weights alone",
+    "trace": "tell which layers of a checkpoint are layers of another",
     "train": "train a stack, or draw one, and drop it",
     "report": "draw the paper's figures and measure its claims for a puzzle",
     "convert": "convert a puzzle folder to one file",

@@ -290,3 +290,17 @@ def test_names_that_are_made_to_be_slow_are_looked_through_at_once(part, end):
     shapes = {f"{part}{k}{end}": shape for k, shape in enumerate([(H, D), (D, H)])} | {f"{part}{end}.norm": (D,)}
     assert len(found(shapes)) <= 1  # two numbers in one place may be an MLP
     assert not families.is_half(f"{part}.x")
+
+
+def test_a_bias_that_contradicts_a_fused_reading_is_heeded():
+    layers = "layers.#.upd.0:dt layers.#.upd.2:hd"
+    LETTERS["t"], before = 2 * H, LETTERS["t"]
+    try:
+        (fused,) = found(shapes_of(layers))
+        biased = shapes_of(f"{layers} layers.#.upd.0.bias:d")
+    finally:
+        LETTERS["t"] = before
+    assert fused.mlps[0].fused
+    assert found(biased) == []
+    seen = families.evidence(biased, None)
+    assert families.by_shape([name for name, shape in biased.items() if len(shape) == 2], seen) == []

@@ -26,7 +26,7 @@ ROOMS = [
 ]
 """From the ground up: a module imports from its own room and from those before it."""
 
-COMMANDS = {"solve", "order", "pair", "train", "report", "convert", "completion", "__init__", "__main__"}
+COMMANDS = {"solve", "order", "pair", "trace", "train", "report", "convert", "completion", "__init__", "__main__"}
 """Packages and files on top of everything, which nothing below them imports."""
 
 KERNELS = {"core", "runtime", "moves", "pairing", "ordering"}

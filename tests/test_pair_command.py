@@ -168,3 +168,61 @@ def test_numbers_that_are_none_are_no_fault_of_the_signal(tmp_path):
 def test_importing_the_command_leaves_the_function_in_place():
     importlib.import_module("dropjax.pair.__main__")
     assert dropjax.pair is pair
+
+
+def test_every_path_that_is_there_has_a_verdict_of_its_own(tmp_path):
+    def with_attention(arrays):
+        rng = np.random.default_rng(4)
+        for k in range(6):
+            key, value = rng.normal(size=(2, 16, 12))
+            parts = {"q": key + rng.normal(size=(16, 12)), "k": key, "v": value, "o": rng.normal(size=(12, 16))}
+            arrays |= {f"layers.{k}.attn.{n}_proj.weight": a.astype(np.float32) for n, a in parts.items()}
+        return arrays
+
+    path = changed(checkpoint(tmp_path, 1.0), with_attention)
+    before = run(path, "--check", "--json", tmp_path / "mlps.json")
+    done = run(path, "--path", "all", "--check", "--baselines", "--out-dir", tmp_path / "out")
+    assert (before.returncode, done.returncode, done.stderr) == (0, 1, "")
+    record = json.loads((tmp_path / "out" / "pairing.json").read_text())["paths"]
+    assert {kind: (one["verdict"], one["baselines"]["untrained"]["verdict"]) for kind, one in record.items()} == {
+        "in-out": ("paired", "no signal"),
+        "query-key": ("paired", "no signal"),
+        "value-output": ("no signal", "no signal"),
+        "layer": ("no signal", "no signal"),
+    }
+    assert [record[kind]["correct"] for kind in ("in-out", "query-key")] == [6, 6]
+    assert record["in-out"]["pairs"][0].keys() == json.loads((tmp_path / "mlps.json").read_text())["pairs"][0].keys()
+    assert "not there, or not told by names: up-out" in done.stdout
+    one = run(path, "--path", "query-key", "--quiet", "--heads", "4", "--signal", "head_traces")
+    assert (one.returncode, len(one.stdout.splitlines())) == (0, 6)
+
+
+def test_what_is_wrong_with_a_path_takes_one_line(tmp_path):
+    path = checkpoint(tmp_path, 1.0)
+    for arguments, words in {
+        ("--path", "query-key"): "at least 2 paths",
+        ("--path", "in-out", "--signal", "taps"): "--signal",
+        ("--heads", "0"): "at least 1",
+        ("--path", "sideways"): "invalid choice",
+    }.items():
+        done = run(path, *arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert words in done.stderr
+
+
+def test_attention_of_a_layout_that_is_not_known_is_not_left_out_in_silence(tmp_path):
+    def with_some(arrays):
+        rng = np.random.default_rng(5)
+        latent = {f"layers.{k}.self_attn.q_a_proj.weight": rng.normal(size=(4, 12)).astype(np.float32) for k in range(6)}
+        return arrays | latent
+
+    path = changed(checkpoint(tmp_path, 1.0), with_some)
+    done = run(path, "--path", "all")
+    assert (done.returncode, done.stderr) == (1, "")
+    line = "called of attention and in no pairing above: 6, such as layers.0.self_attn.q_a_proj.weight (no two layers"
+    assert line in done.stdout
+    unread = changed(path, lambda arrays: {n: a.astype(np.int8) if "self_attn" in n else a for n, a in arrays.items()})
+    assert "(6 of them not read)" in run(unread, "--path", "all").stdout
+    assert run(changed(path, lambda a: {n: x for n, x in a.items() if "attn" not in n}), "--path", "all").returncode == 0

@@ -234,7 +234,8 @@ def oriented(up: str, out: str, gate: str, family: Family, seen: Evidence) -> Ml
     if (out_rows, out_columns) != (columns, rows):
         # A fused input half: [2h, d] with [d, h], or [d, 2h] with [h, d].
         straight, flipped = (out_rows, 2 * out_columns) == (columns, rows), (out_columns, 2 * out_rows) == (rows, columns)
-        if gate or not (straight or flipped) or seen.transposed not in (None, flipped):
+        stored, _ = seen.stored([up])
+        if gate or not (straight or flipped) or stored not in (None, flipped):
             return None
         return Mlp(up, out, "", "names", "shapes", flipped, fused=True, gate_second=family.gate_second)
     transposed, layout = seen.stored([name for name in (up, out, gate) if name])
@@ -304,7 +305,8 @@ def by_shape(names: Sequence[str], seen: Evidence) -> list[Found]:
                 found += [Mlp(*three, "shapes and names", layout, bool(transposed)) for three in threes]
         for fused, transposed in (((columns, rows // 2), False), ((columns // 2, rows), True)):
             outs = shapes.get(fused, []) if (columns if transposed else rows) % 2 == 0 else []
-            if len(outs) == len(tall) >= 2 and fused != (rows, columns):
+            contradicted = seen.stored(tall)[0] not in (None, transposed)
+            if len(outs) == len(tall) >= 2 and fused != (rows, columns) and not contradicted:
                 found += [
                     Mlp(*both, "", "shapes", "shapes", transposed, fused=True) for both in zip(tall, outs, strict=True)
                 ]

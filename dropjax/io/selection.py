@@ -144,7 +144,20 @@ def distinct(checkpoint: Checkpoint, pool: Found, drop: bool = True) -> Distinct
     The raw ones are kept, or those that come first. With `drop` false all are kept. Raises `InputError`.
     """
     cosine = np.minimum(*(_cosines(checkpoint, pool, side) for side in ("up", "out")))
-    names = [mlp.up for mlp in pool.mlps]
+    kept, *twins = apart([mlp.up for mlp in pool.mlps], cosine, drop)
+    return Distinct([pool.mlps[k] for k in kept], *twins)
+
+
+class Apart(NamedTuple):
+    """Which of several places to keep, and which of them are copies of others."""
+
+    kept: list[int]
+    twins: tuple[Twin, ...]
+    alike: tuple[Twin, ...]
+
+
+def apart(names: Sequence[str], cosine: Float[np.ndarray, "L L"], drop: bool = True) -> Apart:
+    """The places whose cosines tell that they are no copies under another name; see `distinct`."""
     masks = [re.sub("[0-9]+", "#", name) for name in names]
     kept: list[int] = []
     twins, alike = {}, {}
@@ -156,9 +169,7 @@ def distinct(checkpoint: Checkpoint, pool: Found, drop: bool = True) -> Distinct
             (twins if copied else alike)[k] = Twin(names[k], names[of], float(cosine[k, of]))
         if not copied:
             kept.append(k)
-    return Distinct(
-        [pool.mlps[k] for k in sorted(kept)], *(tuple(found[k] for k in sorted(found)) for found in (twins, alike))
-    )
+    return Apart(sorted(kept), *(tuple(found[k] for k in sorted(found)) for found in (twins, alike)))
 
 
 def _cosines(checkpoint: Checkpoint, pool: Found, side: str) -> Float[np.ndarray, "L L"]:
@@ -168,7 +179,12 @@ def _cosines(checkpoint: Checkpoint, pool: Found, side: str) -> Float[np.ndarray
     rows = []
     for mlp in pool.mlps:
         where = (every, cut) if mlp.transposed == (side == "up") else (cut, every)
-        half = checkpoint.read(getattr(mlp, side), where).ravel().astype(np.float64)  # its square may be beyond float32
-        rows.append(half / max(float(np.linalg.norm(half)), 1e-300))
-    stacked = np.stack(rows).astype(np.float32)
+        rows.append(checkpoint.read(getattr(mlp, side), where))
+    return cosines(rows)
+
+
+def cosines(tensors: Sequence[Float[np.ndarray, "..."]]) -> Float[np.ndarray, "L L"]:
+    """Cosines between tensors of the same shape; 0 with one that is 0."""
+    flat = [one.ravel().astype(np.float64) for one in tensors]  # its square may be beyond float32
+    stacked = np.stack([one / max(float(np.linalg.norm(one)), 1e-300) for one in flat]).astype(np.float32)
     return stacked @ stacked.T

@@ -1,24 +1,28 @@
-"""`python -m dropjax.pair FILE`: which halves of a checkpoint's MLPs belong together, from the weights alone."""
+"""`python -m dropjax.pair FILE`: which halves of a checkpoint's MLPs, or of its other paths, belong together, from the
+weights alone."""
 
 import argparse
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from dropjax import console
 from dropjax.core.errors import InputError
 from dropjax.core.solution import _versions, plain
 from dropjax.io import checkpoints, halves
 from dropjax.pair import results
+from dropjax.pair.found import RandomHalves
+from dropjax.pair.paths import Say, pair_paths
+from dropjax.pairing import chains, heads
 from dropjax.pairing.certainty import Judged
 from dropjax.pairing.evidence import Halves
+from dropjax.pairing.paths import PATHS
 from dropjax.pairing.portfolio import SHUFFLES, portfolio
 from dropjax.pairing.signals import CHOICES
 from dropjax.runtime import device
@@ -44,33 +48,21 @@ def parser() -> console.Parser:
         help="stored [in, out] (default: as biases, names and norms say)",
     )
     which.add_argument("--fold-norm", metavar="GLOB", help="normalisation gains to fold into the input halves")
+    which.add_argument("--path", choices=(*PATHS, "all"), help="pair paths of this kind, or of every kind that is there")
+    which.add_argument(
+        "--heads", type=int, metavar="N", help="number of query heads (default: as a config.json beside it says)"
+    )
     how = p.add_argument_group("pairing")
-    how.add_argument("--signal", choices=CHOICES, default="auto")
+    how.add_argument("--signal", choices=(*CHOICES, *heads.NAMES, *chains.NAMES), default="auto")
     how.add_argument("--shuffles", type=int, default=SHUFFLES, help="copies with shuffled hidden units to compare with")
     how.add_argument("--check", action="store_true", help="shuffle the halves, pair them, and compare with their names")
     how.add_argument("--baselines", action="store_true", help="also pair fresh random weights of the same shapes")
     how.add_argument("--random-seed", type=int, default=0)
     result = p.add_argument_group("results")
-    result.add_argument("--out-dir", type=Path, metavar="DIR", help="pairing.json and heatmap.png")
+    result.add_argument("--out-dir", type=Path, metavar="DIR", help="pairing.json and, without --path, heatmap.png")
     result.add_argument("--json", type=Path, metavar="FILE", help="pairing.json alone")
     result.add_argument("--quiet", action="store_true", help="print the pairs' names alone")
     return p
-
-
-@dataclass(frozen=True)
-class RandomHalves:
-    """Fresh halves of the same shapes, drawn as `torch.nn.Linear` draws: uniform within ±1/sqrt(fan_in)."""
-
-    shape: tuple[int, int, int]
-    seed: int
-
-    def units(self, start: int, stop: int) -> tuple[Float[np.ndarray, "L s d"], Float[np.ndarray, "L s d"]]:
-        """See `pairing.evidence.Halves`."""
-        depth, hidden, width = self.shape
-        rng = np.random.default_rng((self.seed, start))
-        size = depth, stop - start, width
-        a, b = ((2 * rng.random(size, np.float32) - 1) * np.float32(fan_in**-0.5) for fan_in in (width, hidden))
-        return a, b
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,8 +71,10 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     args = _arguments(argv)
     checkpoint = checkpoints.open_checkpoint(args.file)
-    mlps = halves.find_halves(checkpoint, args.ins, args.outs, args.gate, args.transposed, args.fold_norm)
     say = _silent if args.quiet else _say
+    if args.path is not None:
+        return _paths(args, checkpoint, say, start)
+    mlps = halves.find_halves(checkpoint, args.ins, args.outs, args.gate, args.transposed, args.fold_norm)
     say(results.chosen(args.file.name, mlps))
     if args.check:
         rng = np.random.default_rng(args.random_seed)
@@ -111,12 +105,30 @@ def main(argv: list[str] | None = None) -> int:
     return VERDICTS[found[first].verdict] if mlps.account.whole else console.NOT_SOLVED
 
 
+def _paths(args: argparse.Namespace, checkpoint: checkpoints.Checkpoint, say: Say, start: float) -> int:
+    """Pairs the paths that `--path` asks for; the exit status is 0 where all are `paired` and nothing was left out."""
+    say([f"{args.file.name}:"])
+    device.configure()
+    try:
+        records, good = pair_paths(args, checkpoint, say)
+    except InputError:
+        raise
+    except ValueError as error:  # a signal that a path does not have
+        return parser().error(f"--signal: {error}")
+    result = {"paths": records, "seconds": time.perf_counter() - start, "device": device.describe(), "versions": _versions()}
+    _write(args, result, None)
+    say([f"time: {result['seconds']:.1f} s"])
+    return console.SOLVED if good else console.NOT_SOLVED
+
+
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     """The arguments, of which all that can be known to be wrong is refused now."""
     p = parser()
     args = p.parse_args(argv)
     if args.shuffles < 3:
         p.error(f"--shuffles: expected at least 3, got {args.shuffles}")
+    if args.heads is not None and args.heads < 1:
+        p.error(f"--heads: expected at least 1, got {args.heads}")
     for path, folder in ((args.out_dir, True), (args.json, False)):
         if path is not None:
             ensure_writable(path, folder=folder)
@@ -143,9 +155,7 @@ def _judged(args: argparse.Namespace, pair_of_sides: Halves) -> Judged:
         return parser().error(f"--signal: {error}")
 
 
-def _pairings(
-    args: argparse.Namespace, mlps: halves.Mlps, say: Callable[[Sequence[str]], None]
-) -> tuple[dict[str, Judged], dict[str, dict[str, Any]]]:
+def _pairings(args: argparse.Namespace, mlps: halves.Mlps, say: Say) -> tuple[dict[str, Judged], dict[str, dict[str, Any]]]:
     """Each two kinds of halves paired, and what the JSON says of it; gated MLPs are paired three ways."""
     kinds = [(mlps.first, "out"), *([("gate", "out"), ("gate", "up")] if "gate" in mlps.sides else [])]
     found: dict[str, Judged] = {}
@@ -161,18 +171,19 @@ def _pairings(
             print("\n".join(f"{pair['in']} {pair['out']}" for pair in records[key]["pairs"]))
             continue
         title = [f"{key}:"] if len(kinds) > 1 else []
-        say([*title, *results.table(names, one), *results.summary(one, mlps.account)])
+        say([*title, *results.table(names, one), *results.summary(one, mlps.account.limits)])
         if truth is not None:
             say([f"check: {records[key]['correct']} of {mlps.depth} right; {results.chance(mlps.depth)}"])
     return found, records
 
 
-def _write(args: argparse.Namespace, result: Mapping[str, Any], found: Judged) -> None:
+def _write(args: argparse.Namespace, result: Mapping[str, Any], found: Judged | None) -> None:
     text = json.dumps(plain(result), indent=1, allow_nan=False) + "\n"
     if args.json is not None:
         atomic_write(args.json, lambda path: path.write_text(text))
     if args.out_dir is not None:
-        atomic_write(args.out_dir / "heatmap.png", lambda path: results.heat_map(path, args.file.name, found))
+        if found is not None:
+            atomic_write(args.out_dir / "heatmap.png", lambda path: results.heat_map(path, args.file.name, found))
         atomic_write(args.out_dir / "pairing.json", lambda path: path.write_text(text))
 
 

@@ -9,7 +9,6 @@ from jaxtyping import Int
 
 from dropjax.io.families import natural
 from dropjax.io.halves import Mlps
-from dropjax.io.selection import Account
 from dropjax.pairing.certainty import Judged, doubtful
 
 
@@ -55,8 +54,8 @@ def table(names: Names, found: Judged) -> list[str]:
     return lines
 
 
-def summary(found: Judged, account: Account) -> list[str]:
-    """The signal, what speaks for it, and the verdict."""
+def summary(found: Judged, limits: str) -> list[str]:
+    """The signal, what speaks for it, and the verdict; `limits` is what it says nothing of."""
     best = sorted(found.separations.items(), key=lambda item: -item[1])
     ranking = ", ".join(f"{name} {value:.3g}" for name, value in best)
     in_doubt = len(doubtful(found))
@@ -67,7 +66,7 @@ def summary(found: Judged, account: Account) -> list[str]:
         f"votes: {', '.join(found.voters) or 'no signal shows'}"
         + (f"; each pair chosen by {found.votes.min()} to {found.votes.max()} of them" if found.voters else ""),
         f"verdict: {found.verdict}: {why} (strength {found.strength:.3g}, a signal from {found.needed:.3g}; "
-        f"least certainty {found.certainty.min():.3g}, clear from {found.clear:.3g}){account.limits}",
+        f"least certainty {found.certainty.min():.3g}, clear from {found.clear:.3g}){limits}",
     ]
 
 

@@ -53,18 +53,18 @@ def wrong_spread(score: Float[np.ndarray, "L L"], partner: Int[np.ndarray, " L"]
     return float(np.sqrt(np.square(table[~np.eye(len(table), dtype=bool)]).sum() / freedom)), freedom
 
 
-def certainty(pairing: Pairing, least_spread: float = 0.0) -> tuple[Float[np.ndarray, " L"], float]:
+def certainty(pairing: Pairing, least_spread: float = 0.0, tries: int = 1) -> tuple[Float[np.ndarray, " L"], float]:
     """Each pair's regret in standard deviations of an exchange between wrong pairs, and the value that makes it clear.
 
     An exchange weighs four scores, so its standard deviation is twice the wrong pairs' spread (or `least_spread`, if that
-    is larger). A pair is clear where none of the L(L − 1)/2 exchanges would get as far by chance with probability
-    `PAIR_ERROR`: Bonferroni over Student's t.
+    is larger). A pair is clear where none of the L(L − 1)/2 exchanges, in any of `tries` matchings of which this is the
+    best, would get as far by chance with probability `PAIR_ERROR`: Bonferroni over Student's t.
     """
     spread, freedom = wrong_spread(pairing.score, pairing.partner)
     regret, count = regrets(pairing.score, pairing.partner), len(pairing.partner)
     unit = 2 * max(spread, least_spread)
     sure = np.where(regret > 0, np.inf, 0.0) if unit == 0 else regret / unit
-    return sure, float(-scipy.special.stdtrit(freedom, PAIR_ERROR / max(1, count * (count - 1) / 2)))
+    return sure, float(-scipy.special.stdtrit(freedom, PAIR_ERROR / (tries * max(1, count * (count - 1) / 2))))
 
 
 def doubtful(pairing: Pairing) -> Int[np.ndarray, " D"]:

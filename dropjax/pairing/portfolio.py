@@ -7,7 +7,7 @@ units shuffled: shuffling takes away what pairs have in common and leaves everyt
 Below, A is an input half's W_in [h, d] and B an output half's W_outᵀ [h, d]: row k of both is hidden unit k.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -70,10 +70,10 @@ def _advantage(pairing: Pairing, least_spread: float) -> float:
     return float((own.mean() - others) / spread) if spread > 0 else 0.0
 
 
-def _candidate(name: str, score: Float[np.ndarray, "L L"], *null: Float[np.ndarray, "L L"]) -> _Candidate:
+def _candidate(name: str, score: Float[np.ndarray, "L L"], *null: Float[np.ndarray, "L L"], tries: int = 1) -> _Candidate:
     pairing, unrelated = match(name, score), [match(name, shuffled) for shuffled in null]
     floor = float(np.mean([wrong_spread(other.score, other.partner)[0] for other in unrelated]))
-    sure, clear = certainty(pairing, floor)
+    sure, clear = certainty(pairing, floor, tries)
     # The spread of few wrong pairs can be small by chance: none counts for less than the shuffled halves' mean.
     chance = np.array([_advantage(other, floor) for other in unrelated])
     deviation = chance.std(ddof=1) * np.sqrt(1 + 1 / len(chance))
@@ -83,6 +83,14 @@ def _candidate(name: str, score: Float[np.ndarray, "L L"], *null: Float[np.ndarr
     return _Candidate(pairing, sure, clear, float(strength), float(separation))
 
 
+class Extra(NamedTuple):
+    """Signals that one kind of halves has beside the usual ones."""
+
+    names: tuple[str, ...]
+    scores: Callable[[int, int, int], dict[str, list[Float[np.ndarray, "L L"]]]]
+    """From shuffles, a seed, bytes of memory: every signal's scores of the halves as they are and of each shuffled copy."""
+
+
 def portfolio(
     halves: Halves,
     signals: Sequence[str] | None = None,
@@ -90,37 +98,49 @@ def portfolio(
     shuffles: int = SHUFFLES,
     seed: int = 0,
     memory: int = MEMORY,
+    extra: Extra | None = None,
+    tries: int = 1,
 ) -> Judged:
     """Pair the halves by each of `signals` (default: all, and those learned from them) and keep the one that separates best.
 
     A signal's separation is the mean regret of its matching, in units of its own wrong pairs' spread, over the same of its
-    matchings of shuffled halves. The answer plays no part. Raises ValueError for an unknown signal or fewer than 3 shuffles.
+    matchings of shuffled halves. The answer plays no part. `extra` gives signals beside the usual ones, and `tries` is how
+    many readings of the halves the best one is taken of: every probability of an error is divided by it. Raises ValueError
+    for an unknown signal or fewer than 3 shuffles.
     """
-    names = CHOICES[1:] if signals is None else tuple(signals)
-    if unknown := [name for name in names if name not in CHOICES[1:]]:
-        raise ValueError(f"signal: expected one of {', '.join(CHOICES[1:])}, got {unknown[0]!r}")
+    choices = CHOICES[1:] + (extra.names if extra else ())
+    names = choices if signals is None else tuple(signals)
+    if unknown := [name for name in names if name not in choices]:
+        raise ValueError(f"signal: expected one of {', '.join(choices)}, got {unknown[0]!r}")
     if shuffles < 3:
         raise ValueError(f"shuffles: expected at least 3, got {shuffles}")
     wanted = [name for name in SIGNALS if name in names or set(LEARNED) & set(names)]
     every = list(observe(halves, shuffles, seed, memory))  # the halves themselves, and then their shuffled copies
     scores = {name: [np.asarray(score) for e in every if (score := SIGNALS[name](e)) is not None] for name in wanted}
-    candidates = {name: _candidate(name, *of_name) for name, of_name in scores.items() if of_name}
+    if extra and (set(extra.names) | set(LEARNED)) & set(names):
+        scores |= extra.scores(shuffles, seed, memory)
+    candidates = {name: _candidate(name, *of_name, tries=tries) for name, of_name in scores.items() if of_name}
     if not candidates:
         raise ValueError(f"signal: expected one that products of d = {halves.shape[2]} allow, got {', '.join(names)}")
     base = max(candidates.values(), key=lambda candidate: candidate.separation)
     matchings = [match(base.pairing.signal, score) for score in scores[base.pairing.signal]]
     if TEMPLATE in names:
-        candidates[TEMPLATE] = _candidate(TEMPLATE, *map(_template, every, matchings))
+        candidates[TEMPLATE] = _candidate(TEMPLATE, *map(_template, every, matchings), tries=tries)
     together = [of_name for name, of_name in scores.items() if of_name and name != "positive_trace"]  # negative_trace again
     count = halves.shape[0]
     if DISCRIMINANT in names and count * (count - 1) >= WRONG_PAIRS * len(together):
         learned = [discriminant(of_one, found.partner) for *of_one, found in zip(*together, matchings, strict=True)]
-        candidates[DISCRIMINANT] = _candidate(DISCRIMINANT, *learned)
+        candidates[DISCRIMINANT] = _candidate(DISCRIMINANT, *learned, tries=tries)
     candidates = {name: candidate for name, candidate in candidates.items() if name in names} or {base.pairing.signal: base}
     best = max(candidates.values(), key=lambda candidate: candidate.separation)
     if DISCRIMINANT in candidates and candidates[DISCRIMINANT].separation >= PREFERRED * best.separation:
         best = candidates[DISCRIMINANT]
-    needed = float(-scipy.special.stdtrit(shuffles - 1, SIGNAL_ERROR / len(candidates)))
+    return _judged(best, candidates, shuffles, tries)
+
+
+def _judged(best: _Candidate, candidates: Mapping[str, _Candidate], shuffles: int, tries: int) -> Judged:
+    """The best of the candidates with what speaks for it."""
+    needed = float(-scipy.special.stdtrit(shuffles - 1, SIGNAL_ERROR / (len(candidates) * tries)))
     voters = {name: c.pairing.partner for name, c in candidates.items() if c.strength > needed}
     return Judged(
         **vars(best.pairing),
@@ -133,6 +153,13 @@ def portfolio(
         * np.ones(len(best.sure), int),
         voters=tuple(voters),
     )
+
+
+def best_of(scores: Mapping[str, Sequence[Float[np.ndarray, "L L"]]], tries: int = 1) -> Judged:
+    """The matching of the signal that separates best; of each signal the scores as they are, and then of shuffled copies."""
+    candidates = {name: _candidate(name, *tables, tries=tries) for name, tables in scores.items()}
+    best = max(candidates.values(), key=lambda candidate: candidate.separation)
+    return _judged(best, candidates, len(next(iter(scores.values()))) - 1, tries)
 
 
 def _template(seen: Evidence, pairing: Pairing) -> Float[np.ndarray, "L L"]:
