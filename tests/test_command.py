@@ -33,7 +33,7 @@ def test_it_tells_its_version(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("sovle",), "expected a command, one of solve, order, pair, train, report, convert, got 'sovle'"),
+        (("sovle",), "expected a command, one of solve, order, pair, trace, train, report, convert, got 'sovle'"),
         (("--completion", "fish"), "--completion: expected one of bash, zsh, tcsh, got 'fish'"),
         (("--completion",), "--completion: expected one of bash, zsh, tcsh, got none"),
     ],
