@@ -9,7 +9,7 @@ from builders import random_puzzle
 
 import dropjax
 from dropjax import InputError, Minimum, Outcome
-from dropjax.network import moves
+from dropjax.network import moves, search
 from dropjax.network.mlp import mlp_network
 from dropjax.network.protocol import make
 from dropjax.network.result import Progress
@@ -45,7 +45,8 @@ def test_dropped_parts_come_back_and_are_said_to_be_exact(name):
 
 
 @pytest.mark.parametrize(("L", "in_turn"), [(9, True), (12, False)])
-def test_a_deep_network_is_ordered_by_first_order_scores(L, in_turn):
+def test_a_deep_network_is_ordered_by_first_order_scores(L, in_turn, monkeypatch):
+    monkeypatch.setattr(search, "JOINTLY_FROM", 12)
     rng = np.random.default_rng(1)
     whole, parts, x = networks.transformer(rng, L=L, rows=8)
     block = (networks.attention, networks.mlp) if in_turn else lambda p, x: x + 0.3 * (whole(p, x) - x)
@@ -189,11 +190,11 @@ def test_mending_makes_the_arrangement(seed):
 def test_an_annealing_leaves_a_minimum_and_comes_back_no_worse():
     block, parts, target, _, x = case("P=2")
     scorer = Scorer.of(make(block, parts), x, target, chunk=4)
-    search = Search(scorer, lambda *_: False)
-    at = search.descend(search.shuffled(0), 4)
+    annealer = Search(scorer, lambda *_: False)
+    at = annealer.descend(annealer.shuffled(0), 4)
     seen = []
-    search.keep = lambda function, like: seen.append(function()) or seen[-1]
-    best = search.annealed(at, 4, 4)
+    annealer.keep = lambda function, like: seen.append(function()) or seen[-1]
+    best = annealer.annealed(at, 4, 4)
     assert len(seen) == 60
     assert max(loss for _, loss in seen) > at.loss  # it goes uphill
     np.testing.assert_allclose(scorer.losses(best[None], 4)[0], min(at.loss, *(loss for _, loss in seen)), rtol=1e-5)

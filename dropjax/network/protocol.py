@@ -7,11 +7,11 @@ which part of each kind stands at each position; every search walks over arrange
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
@@ -25,7 +25,7 @@ Block = Callable[[tuple[PyTree, ...], State], State] | Sequence[Callable[[PyTree
 """`block(parts, state)` with one part of each kind, or for each kind a function `(part, state)`, to be run in turn."""
 
 
-COMPILED = {"xla_cpu_experimental_ynn_fusion_type": ""} if jaxlib.__version__ == "0.10.2" else None
+COMPILED = {"xla_cpu_experimental_ynn_fusion_type": ""} if version("jaxlib") == "0.10.2" else None
 """Compiler options: where blocks were mapped over rows, that version sums large arrays wrongly on CPUs (JAX issue 39103)."""
 
 
@@ -134,7 +134,7 @@ def _partial(function: Callable) -> Partial:
 
 def _leading_axis(name: str, leaf: Any, leading: tuple[str, int] | None) -> tuple[str, int]:
     shape = np.shape(leaf) if not isinstance(leaf, list | str) else ()
-    if not hasattr(leaf, "dtype") or len(shape) == 0 or leaf.dtype == object:
+    if not hasattr(leaf, "dtype") or len(shape) == 0 or np.asarray(leaf).dtype.hasobject:
         what = "an array of objects" if len(shape) else "a single number"
         what = what if hasattr(leaf, "dtype") else f"a {type(leaf).__name__}"
         raise InputError(f"{name}: expected an array with a leading axis of blocks, got {what}")

@@ -29,6 +29,8 @@ TOGETHER = np.array([2, 3, 4, 6, 8, 12, 16, 24])
 
 GUIDED_FROM = 12
 """Steps from which on moves are scored to first order before any is tried: it costs the compiling of another program."""
+JOINTLY_FROM = 20
+"""Blocks from which on that pays where one function runs all parts of a block: it then takes P·L² runs of a block."""
 SAMPLES = 64
 """Rows times combinations of outputs that first-order scores and regressions on flips look at, of two combinations or more:
 further ones tell hardly more, and each costs a pass back."""
@@ -81,9 +83,8 @@ class Search:
         first, others = moves.kind_sets(network.kinds)
         self.listed = moves.every_move(network.depth, first)
         self.others = moves.every_move(network.depth, others)
-        self.guided = first_order.steps(network) >= GUIDED_FROM and first_order.is_possible(
-            network, self.scorer.chunks[0][0]
-        )
+        least = GUIDED_FROM if first_order.is_complete(network) else JOINTLY_FROM
+        self.guided = first_order.steps(network) >= least and first_order.is_possible(network, self.scorer.chunks[0][0])
 
     def random(self, *what: int) -> np.random.Generator:
         """Random numbers that depend on the seed and on what they are for."""
