@@ -222,6 +222,7 @@ def test_the_pretrained_encoder(tmp_path, example, parts):
     assert example("pretrained_encoder").main([str(write_encoder(tmp_path)), "--parts", str(parts), "--seeds", "1"])
 
 
+@pytest.mark.slow
 def test_the_causal_transformer(example, capsys):
     options = ["--blocks", "6", "--width", "16", "--length", "12", "--steps", "30", "--rows", "8", "--time-limit", "3"]
     assert example("causal_transformer").main(options)

@@ -170,6 +170,7 @@ def test_importing_the_command_leaves_the_function_in_place():
     assert dropjax.pair is pair
 
 
+@pytest.mark.slow
 def test_every_path_that_is_there_has_a_verdict_of_its_own(tmp_path):
     def with_attention(arrays):
         rng = np.random.default_rng(4)
@@ -212,6 +213,7 @@ def test_what_is_wrong_with_a_path_takes_one_line(tmp_path):
         assert words in done.stderr
 
 
+@pytest.mark.slow
 def test_attention_of_a_layout_that_is_not_known_is_not_left_out_in_silence(tmp_path):
     def with_some(arrays):
         rng = np.random.default_rng(5)
