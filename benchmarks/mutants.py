@@ -72,6 +72,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "if not together else": SHARED,
         "-1, +2)": SAME_AXIS,
         "axis=+2)": SAME_AXIS,
+        "kind == 2, +1)": "kinds have one dimension",
     },
     "runtime/mesh.py": {
         "if a.is_fully_addressable or a.is_fully_replicated:  →": ONE_PROCESS,
