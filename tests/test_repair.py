@@ -112,6 +112,7 @@ def test_repair_goes_on_where_one_call_ends():
     parts = bubble_repair(stack, start, x, pred, most=1)
     assert [swaps for swaps, _ in whole.history] == [swaps for swaps, _ in parts.history]
     np.testing.assert_array_equal(whole.arrangement, parts.arrangement)
+    assert whole.evaluations == parts.evaluations > 0
     assert whole.swaps == sum(swaps for swaps, _ in whole.history) > 0
 
 
