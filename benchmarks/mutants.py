@@ -42,6 +42,7 @@ ENDS = "any negative number ends the walk back"
 LOOKED_AT = "that more or fewer moves are looked at closely changes no verdict on them"
 SHARED = "who computes it, and how many together, changes no score"
 SAME_AXIS = "axis 2 of four is axis −2"
+UNUSED = "entries from `rounds` on are unused"
 EXACTLY = "no float is exactly there"
 ONE_PROCESS = "the way through all processes, of which there is one, is as right"
 EQUIVALENT: dict[str, dict[str, str]] = {
@@ -74,6 +75,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "axis=+2)": SAME_AXIS,
         "kind == 2, +1)": "kinds have one dimension",
     },
+    "ordering/bubble.py": {"jnp.ones(most": UNUSED, "jnp.ones((most": UNUSED},
     "runtime/mesh.py": {
         "if a.is_fully_addressable or a.is_fully_replicated:  →": ONE_PROCESS,
         "if jax.process_count() == 1:  →  pass": ONE_PROCESS,
@@ -101,7 +103,7 @@ BUDGETS = {
     "POINTS",
     "MOST",
 }
-BUDGETS |= {"bytes_per_row", "held"}
+BUDGETS |= {"LIMITS", "bytes_per_row", "held"}
 """Names of how much is done at once or looked at, from which time and memory follow, and no result."""
 
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}

@@ -113,7 +113,8 @@ def bubble_rounds(
     `window` candidates are run together, as many rows at a time as `memory` holds; beside them stands one state of all rows.
     """
     hidden, width = stack.w_in.shape[1:]
-    table = _Chunked(*row_chunks((x, pred, jnp.ones(len(x))), 8 * window * (width + hidden), memory))
+    bytes_per_row = 8 * window * (width + hidden)
+    table = _Chunked(*row_chunks((x, pred, jnp.ones(len(x))), bytes_per_row, memory))
     mse = sum_over_chunks(partial(squared_error, stack, arrangement, 0), table) / pred.size
 
     def going_on(at: Rounds) -> Array:
