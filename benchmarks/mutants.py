@@ -43,6 +43,7 @@ LOOKED_AT = "that more or fewer moves are looked at closely changes no verdict o
 SHARED = "who computes it, and how many together, changes no score"
 SAME_AXIS = "axis 2 of four is axis −2"
 UNUSED = "entries from `rounds` on are unused"
+ONE_DIMENSION = "moves in a list have one dimension"
 EXACTLY = "no float is exactly there"
 ONE_PROCESS = "the way through all processes, of which there is one, is as right"
 EQUIVALENT: dict[str, dict[str, str]] = {
@@ -73,8 +74,10 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "if not together else": SHARED,
         "-1, +2)": SAME_AXIS,
         "axis=+2)": SAME_AXIS,
-        "kind == 2, +1)": "kinds have one dimension",
+        "kind == 2, +1)": ONE_DIMENSION,
+        "axis=+1)": ONE_DIMENSION,
     },
+    "ordering/bradley_terry.py": {"→  log_most =": "then all goes through logs, which is as right"},
     "ordering/bubble.py": {"jnp.ones(most": UNUSED, "jnp.ones((most": UNUSED},
     "runtime/mesh.py": {
         "if a.is_fully_addressable or a.is_fully_replicated:  →": ONE_PROCESS,

@@ -123,11 +123,18 @@ def test_mm_in_logs_where_strengths_leave_float64():
     assert bradley_terry.order(fitted).tolist() == [0, 1, 2]
 
 
-def test_mm_in_logs_equals_mm_without():
+@pytest.mark.parametrize("shift", [695, 760])
+def test_mm_in_logs_equals_mm_without(shift):
     log_wins = log_soft_wins(random_gaps(6, seed=2), 1)
     plain = fit(log_wins, "mm", 0, 40).log_strengths
     # Games so rare that their number does not fit beside the strengths send the same iteration through logs.
-    np.testing.assert_allclose(fit(log_wins - 695, "mm", 0, 40).log_strengths, plain, atol=1e-10)
+    np.testing.assert_allclose(fit(log_wins - shift, "mm", 0, 40).log_strengths, plain, atol=1e-10)
+
+
+def test_mm_without_logs_has_room_on_both_sides():
+    gap = 1050.0  # exp(±525) is a float64, exp(±1050) is none
+    fitted = fit(log_soft_wins(np.array([[0, gap], [-gap, 0]]), 1), "mm", max_iterations=5)
+    np.testing.assert_allclose(fitted.log_strengths, [gap / 2, -gap / 2], atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [2, 48])
