@@ -180,7 +180,8 @@ def far_effects(
 
     parts = jnp.swapaxes(at.states, 0, 1), jnp.swapaxes(at.adjoints, 0, 1), error, weight
     outputs, depth = error.shape[1], len(at.preactivations)
-    return sum_over_rows(of, parts, 4 * 8 * outputs * depth**2, memory)
+    held = 4 * 8 * outputs * depth**2
+    return sum_over_rows(of, parts, held, memory)
 
 
 def first_order_sums(
