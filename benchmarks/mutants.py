@@ -44,6 +44,7 @@ SHARED = "who computes it, and how many together, changes no score"
 SAME_AXIS = "axis 2 of four is axis −2"
 UNUSED = "entries from `rounds` on are unused"
 ONE_DIMENSION = "moves in a list have one dimension"
+IN_LOGS = "what goes through logs or not is the same there"
 EXACTLY = "no float is exactly there"
 ONE_PROCESS = "the way through all processes, of which there is one, is as right"
 EQUIVALENT: dict[str, dict[str, str]] = {
@@ -77,7 +78,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "kind == 2, +1)": ONE_DIMENSION,
         "axis=+1)": ONE_DIMENSION,
     },
-    "ordering/bradley_terry.py": {"→  log_most =": "then all goes through logs, which is as right"},
+    "ordering/bradley_terry.py": {"→  log_most =": IN_LOGS, "<= 690": IN_LOGS, "< 691": IN_LOGS},
     "ordering/bubble.py": {"jnp.ones(most": UNUSED, "jnp.ones((most": UNUSED},
     "runtime/mesh.py": {
         "if a.is_fully_addressable or a.is_fully_replicated:  →": ONE_PROCESS,

@@ -145,6 +145,11 @@ def test_newton_at_the_largest_gaps(n):
     np.testing.assert_allclose(fitted.log_strengths, strengths - strengths.mean(), atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_newton_begins_near_the_end_of_dense_wins(seed):
+    assert fit(log_soft_wins(random_gaps(48, seed=seed), 1)).iterations <= 5  # six or seven from equal strengths
+
+
 def test_newton_over_47_nats_of_noisy_gaps():
     gaps = random_gaps(48, seed=3, spread=15, noise=5)
     fitted = fit(log_soft_wins(gaps, 1))
