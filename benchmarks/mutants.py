@@ -45,6 +45,7 @@ SAME_AXIS = "axis 2 of four is axis −2"
 UNUSED = "entries from `rounds` on are unused"
 ONE_DIMENSION = "moves in a list have one dimension"
 IN_LOGS = "what goes through logs or not is the same there"
+HELD = "any weight holds the item in place"
 EXACTLY = "no float is exactly there"
 ONE_PROCESS = "the way through all processes, of which there is one, is as right"
 EQUIVALENT: dict[str, dict[str, str]] = {
@@ -78,7 +79,13 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "kind == 2, +1)": ONE_DIMENSION,
         "axis=+1)": ONE_DIMENSION,
     },
-    "ordering/bradley_terry.py": {"→  log_most =": IN_LOGS, "<= 690": IN_LOGS, "< 691": IN_LOGS},
+    "ordering/bradley_terry.py": {
+        "→  log_most =": IN_LOGS,
+        "<= 690": IN_LOGS,
+        "< 691": IN_LOGS,
+        "<= 100)": EXACTLY,
+        "multiply(3)": HELD,
+    },
     "ordering/bubble.py": {"jnp.ones(most": UNUSED, "jnp.ones((most": UNUSED},
     "runtime/mesh.py": {
         "if a.is_fully_addressable or a.is_fully_replicated:  →": ONE_PROCESS,
