@@ -175,6 +175,14 @@ def test_newton_on_counts_over_many_orders_of_magnitude():
         assert largest(surplus(log_wins, fitted.log_strengths)) <= 1e-12 * np.exp(log_wins.max())
 
 
+@pytest.mark.parametrize(("n", "scale", "seed"), [(6, 15, 27), (6, 8, 2), (4, 15, 38), (4, 8, 38)])
+def test_newton_takes_shorter_steps_where_whole_ones_overshoot(n, scale, seed):
+    log_wins = scale * np.random.default_rng(seed).normal(size=(n, n))
+    fitted = fit(log_wins)
+    assert fitted.converged and fitted.iterations <= 20
+    assert largest(surplus(log_wins, fitted.log_strengths)) <= 1e-12 * np.exp(log_wins.max())
+
+
 def test_newton_on_a_chain_of_lopsided_pairs():
     # Item 1 loses to one rival and beats the other: its total says nothing of how strong they are.
     log_wins = logarithms([[0, 10**9, 0, 0], [1, 0, 1, 0], [0, 10**6, 0, 10**9], [0, 0, 1, 0]])
