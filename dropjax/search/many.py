@@ -16,7 +16,7 @@ POLL = 0.2
 """Seconds that solves are waited for before it is looked whether another can be begun."""
 
 HANDED_OVER = 64
-"""Puzzles that an executor holds at a time, so that there may be any number: more than it has workers, it is hoped."""
+"""Puzzles that an executor holds at a time, since there may be any number of them; it keeps as many workers busy."""
 
 
 def solve_many(
