@@ -79,10 +79,11 @@ def test_without_heat_no_accepted_move_raises_the_mse():
 def test_drawn_moves_do_not_overlap_and_stay_within_the_limit():
     stack, _, x, pred, start = drawn(9)
     at = annealed(stack, start, x, pred, hot=1.0, cold=1.0, rounds=2)
+    apply_drawn = jax.jit(annealing._apply_drawn)
     for seed in range(20):
-        arrangement, count, _ = annealing._apply_drawn(at._replace(most=np.int32(2)), np.float32(10), jax.random.key(seed))
+        arrangement, count, _ = apply_drawn(at._replace(most=np.int32(2)), np.float32(10), jax.random.key(seed))
         assert 0 < int(count) <= 2
-        one, _, allowed = annealing._apply_drawn(at._replace(most=np.int32(1)), np.float32(10), jax.random.key(seed))
+        one, _, allowed = apply_drawn(at._replace(most=np.int32(1)), np.float32(10), jax.random.key(seed))
         reached = {
             np.asarray(moved(at.arrangement, np.array(move, np.int32))).tobytes()
             for move in (*pairs_of_positions(L, SWAP), *insertions(L))

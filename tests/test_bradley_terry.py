@@ -281,6 +281,7 @@ def test_the_module_needs_neither_of_its_rivals():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
 
 
+@pytest.mark.slow
 def test_the_benchmark_brings_all_to_the_same_strengths(tmp_path):
     script = Path(__file__).parents[1] / "benchmarks" / "bradley_terry.py"
     command = [sys.executable, script, "--n", "20", "--repeats", "1", "--json", tmp_path / "report.json"]

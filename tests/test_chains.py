@@ -2,10 +2,9 @@
 
 import itertools
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -210,8 +209,7 @@ def test_every_stage_has_a_verdict_and_a_block_alone_of_its_shapes_needs_none(tm
     assert [(one.shape, one.folded) for one in found] == [((4, 9, H, D), False), ((4, 9, H, 2 * D), False)]
     assert [one.alone for one in found] == [("layer2.0.conv1.weight",), ()]
     options = "--path", "bottleneck", "--check", "--baselines", "--json", str(tmp_path / "a.json")
-    command = [sys.executable, "-m", "dropjax.pair", str(tmp_path / "a.safetensors"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = commands.run("pair", tmp_path / "a.safetensors", *options)
     assert (done.returncode, done.stderr) == (1, "")
     record = json.loads((tmp_path / "a.json").read_text())["paths"]
     assert list(record) == ["bottleneck", "bottleneck 2"]

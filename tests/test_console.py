@@ -102,7 +102,7 @@ console.run_command(main)
         ("> /dev/full 2> /dev/full", ""),
     ],
 )
-@pytest.mark.parametrize(("status", "expected"), [(1, 3), (2, 2)])
+@pytest.mark.parametrize(("status", "expected"), [(1, 3), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_a_command_goes_on_without_standard_output(redirection: str, line: str, status: int, expected: int, tmp_path: Path):
     command = f'"$0" -c "$1" {tmp_path}/result {status} {redirection}'
     run = subprocess.run(["bash", "-c", command, sys.executable, TALKING], capture_output=True, text=True)

@@ -1,9 +1,8 @@
 """Attention with MLP of the same layer: scores against plain products, pairs that show, and doubt among neighbours."""
 
 import json
-import subprocess
-import sys
 
+import commands
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -67,8 +66,7 @@ def test_the_command_pairs_attentions_with_mlps(tmp_path):
         arrays |= {f"{place}.mlp.fc2.weight": back[k].T, f"{place}.mlp.fc1.bias": np.ones(H)}
     save_file({n: np.ascontiguousarray(a.astype(np.float32)) for n, a in arrays.items()}, tmp_path / "a.safetensors")
     options = "--path", "layer", "--check", "--baselines", "--json", str(tmp_path / "a.json")
-    command = [sys.executable, "-m", "dropjax.pair", str(tmp_path / "a.safetensors"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = commands.run("pair", tmp_path / "a.safetensors", *options)
     assert (done.returncode, done.stderr) == (0, "")
     record = json.loads((tmp_path / "a.json").read_text())["paths"]["layer"]
     assert (record["verdict"], record["correct"], record["baselines"]["untrained"]["verdict"]) == ("paired", L, "no signal")

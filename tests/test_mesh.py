@@ -104,6 +104,7 @@ def test_rows_and_orders_are_divided_among_the_devices():
     }
 
 
+@pytest.mark.slow
 def test_two_processes_go_by_the_first_ones_number():
     address = f"127.0.0.1:{free_port()}"
     commands = [[sys.executable, "-c", TOGETHER, address, str(k)] for k in range(2)]

@@ -5,8 +5,10 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import commands
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -114,9 +116,7 @@ def disorder(model: Path, folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
-def command(*arguments) -> subprocess.CompletedProcess[str]:
-    run = [sys.executable, "-m", "dropjax.order", *map(str, arguments)]
-    return subprocess.run(run, capture_output=True, text=True, check=False)
+command = partial(commands.run, "order")
 
 
 def test_a_checkpoint_in_disorder_is_mended_by_recorded_states(tmp_path):
@@ -154,6 +154,7 @@ def test_another_models_states_are_not_solved(tmp_path):
     assert "NOT SOLVED" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_search_that_is_interrupted_gives_its_best_and_goes_on_from_its_checkpoint(tmp_path):
     model = write_encoder(tmp_path)
     states, kept = tmp_path / "states.safetensors", tmp_path / "kept"
@@ -217,7 +218,7 @@ def test_bad_input_is_one_line(tmp_path):
         assert said.getvalue().strip().count("\n") == 0
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_pretrained_encoder(tmp_path, example, parts):
     assert example("pretrained_encoder").main([str(write_encoder(tmp_path)), "--parts", str(parts), "--seeds", "1"])
 

@@ -132,6 +132,7 @@ def test_adjoints_go_through_normalisation_and_softmax():
     np.testing.assert_allclose(along, (ends[0] - ends[1]) / 2e-5, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_blocks_mapped_over_rows_are_linearised_as_operation_by_operation():
     """One version of XLA sums large arrays wrongly where such blocks are normalised; COMPILED is what spares them that."""
     rng = np.random.default_rng(8)

@@ -44,7 +44,7 @@ def test_dropped_parts_come_back_and_are_said_to_be_exact(name):
     assert found.to_json()["solved"] is True
 
 
-@pytest.mark.parametrize(("L", "in_turn"), [(9, True), (12, False)])
+@pytest.mark.parametrize(("L", "in_turn"), [(9, True), pytest.param(12, False, marks=pytest.mark.slow)])
 def test_a_deep_network_is_ordered_by_first_order_scores(L, in_turn, monkeypatch):
     monkeypatch.setattr(search, "JOINTLY_FROM", 12)
     rng = np.random.default_rng(1)

@@ -3,10 +3,11 @@
 import importlib
 import json
 import runpy
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -30,9 +31,7 @@ def checkpoint(folder: Path, coupling: float, gated: bool = False, L=6, d=12, h=
     return path
 
 
-def run(*arguments) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dropjax.pair", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+run = partial(commands.run, "pair")
 
 
 def test_pairs_that_show_are_found_checked_and_written(tmp_path):

@@ -59,7 +59,14 @@ def test_a_planted_stack_comes_back(method, outputs):
 
 
 @pytest.mark.parametrize(
-    ("method", "activation"), [("auto", "relu"), ("auto", "gelu"), ("auto", "silu"), ("auto", "tanh"), ("paper", "silu")]
+    ("method", "activation"),
+    [
+        ("auto", "relu"),
+        ("auto", "gelu"),
+        pytest.param("auto", "silu", marks=pytest.mark.slow),
+        pytest.param("auto", "tanh", marks=pytest.mark.slow),
+        ("paper", "silu"),
+    ],
 )
 def test_the_activation_is_found_by_trying_each(method, activation):
     puzzle, permutation = planted(4, L=6, activation=activation)

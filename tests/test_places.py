@@ -156,7 +156,7 @@ def test_the_evidence_is_a_density():
     assert places.log_evidence(2.0, linear) == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize("deviation", [3.0, 12.0])
+@pytest.mark.parametrize("deviation", [pytest.param(3.0, marks=pytest.mark.slow), 12.0])
 def test_a_start_is_as_uncertain_as_its_errors_say(deviation):
     rng = np.random.default_rng(6)
     stack, truth = reference.random_stack(rng, 96, 8, 12, 1, size=0.02), reference.random_arrangement(rng, 96)
@@ -186,6 +186,7 @@ def searched(stack, start, x, pred, most=30):
     return start[at.order], at
 
 
+@pytest.mark.slow
 def test_an_order_with_every_block_off_its_place_is_put_right():
     rng = np.random.default_rng(5)
     stack, truth = reference.random_stack(rng, 24, 8, 12, 2, size=0.1), reference.random_arrangement(rng, 24)

@@ -43,7 +43,7 @@ def test_a_planted_stack_is_as_hard_as_the_real_puzzle():
     assert found.margin > 10
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("activation", ["relu", pytest.param("gelu", marks=pytest.mark.slow)])
 def test_the_difficulty_is_as_defined(activation):
     x, _ = training.generate_table(0, 120, 24)
     stack = planted.plant(np.random.default_rng(2), 9, x, 60, outputs=2, activation=activation)

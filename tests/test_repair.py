@@ -154,7 +154,7 @@ def test_the_proposals_applied_are_the_best_that_do_not_overlap(seed):
     kind = rng.integers(0, 3, size=(depth, depth)).astype(np.int32)
     start = np.stack([np.arange(depth), np.arange(depth)], axis=1).astype(np.int32)
     proposals = Proposals(jnp.float32(1), jnp.asarray(fall), jnp.asarray(kind))
-    result, count = _apply_best(jnp.asarray(start), proposals, jnp.float32(0))
+    result, count = jax.jit(_apply_best)(jnp.asarray(start), proposals, jnp.float32(0))
     # Positions that a move touches form the intervals; read them back from the result.
     order, i, total, moves = np.asarray(result)[:, 0], 0, 0.0, 0
     while i < depth:

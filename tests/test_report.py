@@ -15,6 +15,7 @@ from pathlib import Path
 
 import browser
 import builders
+import commands
 import matplotlib
 import numpy as np
 import pytest
@@ -31,14 +32,19 @@ from dropjax.train.__main__ import main as train
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """One report on a small puzzle."""
+def small(tmp_path_factory):
+    """The folder of a small puzzle."""
     folder = tmp_path_factory.mktemp("report")
     puzzle, _ = builders.random_puzzle(np.random.default_rng(0), L=6, d=8, h=12, rows=80)
     write_converted(puzzle, folder / "puzzle.safetensors")
-    code = report([str(folder / "puzzle.safetensors"), str(folder / "out"), "--quiet", "--no-cache"])
-    assert code == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def made(small):
+    """That folder with one whole report."""
+    assert report([str(small / "puzzle.safetensors"), str(small / "out"), "--quiet", "--no-cache"]) == 0
+    return small
 
 
 def numbers_in(html):
@@ -47,6 +53,7 @@ def numbers_in(html):
     return [(unescape(path), unescape(value)) for path, value in found]
 
 
+@pytest.mark.slow
 def test_everything_is_there(made):
     names = {path.stem for path in (made / "out" / "figures").glob("*.png")}
     assert names == {path.stem for path in (made / "out" / "figures").glob("*.svg")}
@@ -57,6 +64,7 @@ def test_everything_is_there(made):
     assert len(set(alts)) == len(names) and min(map(len, alts)) > 60
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_numbers_json_holds(made):
     numbers = json.loads((made / "out" / "numbers.json").read_text())
     shown = numbers_in((made / "out" / "index.html").read_text())
@@ -67,6 +75,7 @@ def test_the_page_shows_what_numbers_json_holds(made):
     assert numbers["puzzle"] == {"blocks": 6, "hidden": 12, "width": 8, "outputs": 1, "rows": 80, "activation": "relu"}
 
 
+@pytest.mark.slow
 def test_the_page_agrees_with_the_papers_tables(made):
     path = Path(__file__).parents[1] / "benchmarks" / "paper_tables.py"
     spec = importlib.util.spec_from_file_location("paper_tables", path)
@@ -86,6 +95,7 @@ def test_the_page_agrees_with_the_papers_tables(made):
             assert ours[name][key] == (None if isinstance(expected, float) and np.isnan(expected) else expected), key
 
 
+@pytest.mark.slow
 def test_nothing_outside_is_asked_for(made):
     html = (made / "out" / "index.html").read_text()
     assert not re.findall(r"""(?:src|href|srcset)=["'](?!data:|#)""", html)
@@ -129,6 +139,7 @@ def assert_fits(page, width, shot):
     assert shot.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_in_a_browser(made, width, tmp_path):
@@ -157,6 +168,7 @@ def test_the_real_puzzles_page(real_folder, tmp_path):
             assert_fits(tmp_path / "out" / "index.html", width, shots / f"real-{width}.png")
 
 
+@pytest.mark.slow
 def test_not_solved_is_said(made):
     """Another stack's predictions: the best order is described, and said to be no answer."""
     puzzle, _ = builders.random_puzzle(np.random.default_rng(1), L=6, d=8, h=12, rows=80)  # compiled already
@@ -186,6 +198,7 @@ def broken(*_):
     raise Broken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ending", "expected"), [(stopped, console.NOT_SOLVED), (broken, Broken)])
 def test_an_unfinished_report_holds_what_there_is(made, ending, expected, tmp_path, monkeypatch, capsys):
     """The first two parts, whose figures and numbers are there and no others, on a page that says so."""
@@ -212,7 +225,8 @@ def test_an_unfinished_report_holds_what_there_is(made, ending, expected, tmp_pa
     assert "unfinished" not in whole and json.loads((made / "out" / "numbers.json").read_text())["finished"]
 
 
-def test_a_search_for_a_report_that_is_stopped_gives_a_page(made, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_search_for_a_report_that_is_stopped_gives_a_page(small, tmp_path, monkeypatch):
     search = command.solve
 
     def interrupted_at_once(*args, interrupted, **changes):
@@ -221,17 +235,17 @@ def test_a_search_for_a_report_that_is_stopped_gives_a_page(made, tmp_path, monk
         return search(*args, interrupted=interrupted, **changes)
 
     monkeypatch.setattr(command, "solve", interrupted_at_once)
-    assert report([str(made / "puzzle.safetensors"), str(tmp_path / "out"), "--quiet", "--no-cache"]) == console.NOT_SOLVED
+    assert report([str(small / "puzzle.safetensors"), str(tmp_path / "out"), "--quiet", "--no-cache"]) == console.NOT_SOLVED
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert set(numbers) == {"finished", "puzzle", "solution", "made_by"} and not numbers["finished"]
     assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")} == {"architecture"}
 
 
-def test_a_figure_that_cannot_be_written_takes_nothing_from_the_others(made, tmp_path, capsys, monkeypatch):
+def test_a_figure_that_cannot_be_written_takes_nothing_from_the_others(small, tmp_path, capsys, monkeypatch):
     parts = dict(exhibits.PARTS)
     monkeypatch.setattr(exhibits, "PARTS", {**dict(list(parts.items())[:2]), "the end": stopped})
     (tmp_path / "out" / "figures" / "table.png" / "x").mkdir(parents=True)
-    puzzle = str(made / "puzzle.safetensors")
+    puzzle = str(small / "puzzle.safetensors")
     assert report([puzzle, str(tmp_path / "out"), "--quiet", "--no-cache", "--train", "none"]) == console.NOT_WRITTEN
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "figures/table.png: expected a place that can be written" in err
@@ -248,6 +262,7 @@ def test_no_setting_of_the_users_changes_a_figure():
         assert matplotlib.rcParams["font.size"] == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["nonsense", "module://nowhere", "QtAgg"])
 def test_no_backend_of_the_users_is_in_the_way(backend, tmp_path):
     code = (
@@ -272,11 +287,7 @@ def test_curves_follow_a_training(tmp_path):
 
 
 def test_bad_input_is_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "dropjax.report", str(tmp_path / "none"), str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-    )
+    done = commands.run("report", tmp_path / "none", tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

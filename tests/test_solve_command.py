@@ -306,7 +306,11 @@ def test_a_fault_is_not_the_status_of_not_solved(solve, converted, monkeypatch):
 COMMANDS = {"solve": [], "report": ["x", "page"], "pair": ["halves.safetensors"], "train": ["stack.safetensors"]}
 
 
-@pytest.mark.parametrize(("module", "option"), [*((m, False) for m in COMMANDS), ("solve", True), ("report", True)])
+@pytest.mark.parametrize(
+    ("module", "option"),
+    [pytest.param(name, False, marks=[pytest.mark.slow] * (name != "solve")) for name in COMMANDS]
+    + [("solve", True), pytest.param("report", True, marks=pytest.mark.slow)],
+)
 def test_a_platform_that_is_not_there_is_refused(module: str, option: bool, tmp_path: Path):
     shapes = {"in": (6, 4), "out": (4, 6)}
     halves = {f"{k}.{name}": np.ones(shape, "f") for k in range(2) for name, shape in shapes.items()}

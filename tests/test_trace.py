@@ -1,10 +1,10 @@
 """Where layers come from: likeness against plain loops, every change that leaves an origin, and foreign layers."""
 
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -127,9 +127,7 @@ def written(path: Path, a, b) -> Path:
     return path
 
 
-def run(*arguments) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dropjax.trace", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+run = partial(commands.run, "trace")
 
 
 def test_a_merge_of_two_fine_tuned_copies_gives_back_its_layer_list(tmp_path):

@@ -57,7 +57,7 @@ def test_labels_that_the_stack_knows_nothing_of_are_not_solved():
     assert solution.mse_of_variance is not None and solution.mse_of_variance > 0.9
 
 
-@pytest.mark.parametrize("decimals", [1, 2, 3, 5])
+@pytest.mark.parametrize("decimals", [pytest.param(1, marks=pytest.mark.slow), 2, 3, 5])
 def test_rounded_predictions_give_the_right_answer_where_they_tell_it(decimals):
     puzzle, permutation = planted(5, rows=2000)
     rounded = dataclasses.replace(puzzle, pred=np.round(puzzle.pred, decimals))
@@ -230,7 +230,8 @@ def test_a_table_of_two_rows_is_not_solved_though_it_fits():
 
 
 @pytest.mark.parametrize(
-    ("activation", "kind"), [("relu", "permuted"), ("relu", "rescaled"), ("tanh", "sign"), ("gelu", "permuted")]
+    ("activation", "kind"),
+    [("relu", "permuted"), ("relu", "rescaled"), ("tanh", "sign"), pytest.param("gelu", "permuted", marks=pytest.mark.slow)],
 )
 def test_blocks_that_are_the_same_function_are_a_tie(activation, kind):
     puzzle, permutation = planted(1, activation=activation)
