@@ -25,8 +25,11 @@ Block = Callable[[tuple[PyTree, ...], State], State] | Sequence[Callable[[PyTree
 """`block(parts, state)` with one part of each kind, or for each kind a function `(part, state)`, to be run in turn."""
 
 
-COMPILED = {"xla_cpu_experimental_ynn_fusion_type": ""} if version("jaxlib") == "0.10.2" else None
-"""Compiler options: where blocks were mapped over rows, that version sums large arrays wrongly on CPUs (JAX issue 39103)."""
+COMPILED = (
+    {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"} if version("jaxlib") == "0.10.2" else None
+)
+"""Compiler options: that version has a library for products and for sums on CPUs, which sums large arrays wrongly where blocks
+were mapped over rows (JAX issue 39103). Products alone are left to it."""
 
 
 @jax.tree_util.register_dataclass
