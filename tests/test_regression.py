@@ -8,6 +8,7 @@ import reference
 from hypothesis import given, settings
 
 from dropjax.core.protocols import Context, StopReason
+from dropjax.moves.exact import score_arrangements
 from dropjax.moves.first_order import adjacent_changes, flips, flips_and_swaps, linearise
 from dropjax.ordering.flip_regression import Normal, flippable, normal_equations, orders, reordered, ridge_solutions
 from dropjax.ordering.straightening import REACH, likeliest_order, start_straightening, straighten, straightening
@@ -196,6 +197,18 @@ def test_straightening_in_parts_is_the_same_as_at_once_and_stops(monkeypatch):
     stopped = straighten(stack, start, x, pred, tolerance=0.0, context=Context(agreed_stop=lambda: StopReason.INTERRUPTED))
     assert int(stopped.rounds) == 0
     np.testing.assert_array_equal(stopped.arrangement, start)
+
+
+def test_straightening_ends_where_two_programs_round_one_mse_differently(monkeypatch):
+    lower = lambda *args, **options: 0.99999 * score_arrangements(*args, **options)  # noqa: E731
+    monkeypatch.setattr("dropjax.ordering.straightening.score_arrangements", lower)
+    stack, _, truth, x, pred = near_truth(3)
+    noisy = pred + np.random.default_rng(0).normal(scale=1e-3, size=pred.shape).astype(np.float32)
+    rounds = jax.jit(straightening.__wrapped__)
+    found = rounds(stack, start_straightening(truth), x, noisy, np.float32(0), np.int32(50))
+    np.testing.assert_array_equal(found.arrangement, truth)
+    assert int(found.rounds) == 2
+    assert not found.falling
 
 
 def test_straightening_calls_no_lapack():

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dropjax.core.protocols import Context, StopReason
-from dropjax.moves.exact import score_arrangements, score_moves
-from dropjax.ordering import guided, seeding
+from dropjax.moves.exact import score_arrangements, score_moves, squared_error
+from dropjax.ordering import bubble, guided, seeding
 from dropjax.ordering.bubble import Rounds, bubble_repair, bubble_rounds
 from dropjax.ordering.guided import CHUNK, Proposals, _apply_best, guided_repair, guided_rounds, start_guided
 from dropjax.pairing.portfolio import pair
@@ -241,6 +241,24 @@ def test_the_papers_table_3(real_puzzle):
     nothing = np.array([[0, 47, 47]], np.int32)
     mse = [float(score_moves(stack, order, nothing, real_puzzle.x, real_puzzle.pred)[0]) for _, order in repaired.history]
     assert [round(value, 6) for value in mse[:6]] == [0.005936, 0.003397, 0.001405, 0.000568, 0.000223, 0.0]
+
+
+def test_bubble_repair_ends_where_two_programs_round_one_mse_differently(monkeypatch):
+    """Blocks that do nothing are exchanged without effect; a start whose MSE is summed too high asks for it each time."""
+
+    def higher(stack, arrangement, start, *rest):
+        return jnp.where(start == 0, 1.00001, 1) * squared_error(stack, arrangement, start, *rest)
+
+    monkeypatch.setattr(bubble, "squared_error", higher)
+    compiled = jax.jit(bubble_rounds.__wrapped__, static_argnames=("most", "window", "memory"))
+    monkeypatch.setattr(bubble, "bubble_rounds", compiled)
+    rng = np.random.default_rng(2)
+    stack = reference.random_stack(rng, 4, 6, 5, 1)
+    nothing = replace(stack, w_out=0 * stack.w_out, b_out=0 * stack.b_out)
+    x = rng.normal(size=(30, 6)).astype(np.float32)
+    repaired = bubble_repair(nothing, reference.random_arrangement(rng, 4), x, x[:, :1], most=1, limit=20)
+    assert len(repaired.history) < 20
+    assert repaired.history[-1][0] == 0
 
 
 def test_bubble_repair_ends_after_its_limit():

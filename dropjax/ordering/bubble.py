@@ -107,15 +107,18 @@ def bubble_rounds(
     most: int = 8,
     window: int = 1,
     memory: int = MEMORY,
+    reached: Float[Array, ""] | float = math.inf,
 ) -> Rounds:
     """Up to `most` rounds of bubble repair, ending early after a round that keeps no swap.
 
+    `reached` is the MSE that earlier rounds ended at. A swap has to lower that as well: summed anew, the start's MSE may be
+    rounded up, and swaps that change nothing else would go on for ever.
     `window` candidates are run together, as many rows at a time as `memory` holds; beside them stands one state of all rows.
     """
     hidden, width = stack.w_in.shape[1:]
     bytes_per_row = 8 * window * (width + hidden)
     table = _Chunked(*row_chunks((x, pred, jnp.ones(len(x))), bytes_per_row, memory))
-    mse = sum_over_chunks(partial(squared_error, stack, arrangement, 0), table) / pred.size
+    mse = jnp.minimum(reached, sum_over_chunks(partial(squared_error, stack, arrangement, 0), table) / pred.size)
 
     def going_on(at: Rounds) -> Array:
         return (at.rounds < most) & ((at.rounds == 0) | (at.swaps[at.rounds - 1] > 0))
@@ -166,12 +169,13 @@ def bubble_repair(
     It ends after `limit` rounds, a multiple of `most`, as well.
     """
     history: list[tuple[int, np.ndarray]] = []
-    evaluations = 0
+    evaluations, reached = 0, np.float32(np.inf)
     while not (context.agreed_stop() or len(history) >= limit):
-        rounds = partial(bubble_rounds, stack, arrangement, x, pred, most, scored_together(stack.depth - 1), context.memory)
+        window = scored_together(stack.depth - 1)
+        rounds = partial(bubble_rounds, stack, arrangement, x, pred, most, window, context.memory, reached)
         part = context.keep(rounds, jax.eval_shape(rounds))
         swaps, arrangements = np.asarray(part.swaps), np.asarray(part.arrangements)
-        arrangement = np.asarray(part.arrangement)
+        arrangement, reached = np.asarray(part.arrangement), np.asarray(part.mse)
         history += [(int(swaps[k]), arrangements[k]) for k in range(int(part.rounds))]
         evaluations += int(part.evaluations)
         if part.done:
