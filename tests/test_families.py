@@ -91,6 +91,8 @@ MODELS = {
     "ConvNeXt": ("stages.0.blocks.#.pwconv1:hd stages.0.blocks.#.pwconv2:dh", "pwconv1", "pwconv2", ""),
     "Conformer": ("layers.#.feed_forward1.linear1:hd layers.#.feed_forward1.linear2:dh "
                   "layers.#.self_attn.linear_q:qd layers.#.self_attn.linear_out:dq", "linear1", "linear2", ""),
+    "Conformer, exported": ("attn_layers.#.ffm1.ffm.ffm.1:hd attn_layers.#.ffm1.ffm.ffm.4:dh "
+                            "attn_layers.#.attn.attn.q_proj:qd attn_layers.#.attn.attn.o_proj:dq", "ffm.1", "ffm.4", ""),
     "Perceiver": ("blocks.#.cross_attention.mlp.dense1:hd blocks.#.cross_attention.mlp.dense2:dh "
                   "blocks.#.cross_attention.attention.output.dense:dq", "dense1", "dense2", ""),
     "XLNet": ("transformer.layer.#.ff.layer_1:hd transformer.layer.#.ff.layer_2:dh", "layer_1", "layer_2", ""),

@@ -30,7 +30,7 @@ class Family(NamedTuple):
 
 
 MLP = (
-    r"(?:^|[._])(?:mlp(?:s|_?block)?|ffns?|ffw|ff|feed_?forward|moe|(?:shared_)?experts?|denserelu\w*)"
+    r"(?:^|[._])(?:mlp(?:s|_?block)?|ffns?|ffw|ffm|ff|feed_?forward|moe|(?:shared_)?experts?|denserelu\w*)"
     r"\d*(?:[._]\d+)*(?:[._]|$)"
 )
 """What a part of a name looks like that holds an MLP."""
@@ -66,7 +66,8 @@ FAMILIES = (
 """The families, those that tell more first: a matrix goes to the first in which it and its partners fit."""
 ADAPTERS = r"(?:^|[._])(?:lora|loha|lokr|hada|ia3|dora|oft|boft)(?:[._]|$)"
 """Low-rank and other changes to another matrix."""
-ATTENTION = r"(?:^|[._])(?:\w*att(?:n|entions?)?|mha)\d*(?:[._]|$)"
+ATTENTION = r"(?:^|[._])(?:\w*att(?:n|entions?)?|mha)\d*(?:_(?!layers|blocks)|\.|$)"
+"""What a part of a name looks like that holds attention alone: the layers of `attn_layers` hold MLPs as well."""
 PROJECTIONS = (
     r"(?:to_)?(?:[qkv]|qk|kv|qkv|w[qkv]|Wqkv)(?:_[ab])?(?:_proj\w*|_lin|_linear)?|o_proj|to_out(?:\.0)?|in_proj_weight"
     r"|query(?:_key_value)?|key|value|c_attn|proj_qkv|(?:query|key|value)_(?:proj|layer)"
