@@ -1,5 +1,6 @@
 """What holds for every test: shapes are checked, draws repeat, compiled programs are shared; and fixtures for many tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,13 @@ settings.load_profile("repeatable")
 def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One folder of compiled programs for all the processes that tests start, and none of the user's."""
     os.environ["DROPJAX_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """What a command line in this process froze the garbage collector sees again: Hypothesis looks objects up there."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
