@@ -10,6 +10,7 @@ from importlib.metadata import version
 import dropjax.order
 import dropjax.pair
 import dropjax.solve  # noqa: F401  # for the import itself
+from dropjax.core.citing import citation
 from dropjax.core.errors import InputError
 from dropjax.core.options import Options
 from dropjax.core.protocols import Progress, StopReason
@@ -47,6 +48,7 @@ __all__ = [
     "StopReason",
     "__version__",
     "check_order",
+    "citation",
     "identity",
     "load",
     "order",
