@@ -298,18 +298,6 @@ def test_importing_dropjax_leaves_matplotlib_alone():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
-def test_the_short_page():
-    puzzle, _ = builders.random_puzzle(np.random.default_rng(0), L=4, d=6, h=9, rows=60)
-    solution = solve(puzzle)
-    html = page.short_page(solution)
-    record = solution.to_json()
-    assert solution.sha256 in html and "Solved: " in html
-    for path, value in numbers_in(html):
-        assert str(page.look_up(record, path)) == value
-    gaps = [float(value) for path, value in numbers_in(html) if path.startswith("pairing.gap.")]
-    assert gaps == sorted(gaps) and len(gaps) == 4
-
-
 @pytest.mark.parametrize(("record", "text"), [({"a": {"b": 2}}, "yes"), ({"a": {"b": 0}}, "no"), ({"c": 1}, "no")])
 def test_parts_are_kept_by_what_the_record_holds(record, text):
     html = page.render("{{if a.b}}\nyes\n{{end}}\n{{unless a.b}}\nno\n{{end}}\n", "", record, {})

@@ -80,6 +80,8 @@ class Stage:
     """Candidates scored exactly."""
     swaps: int = 0
     """Moves accepted."""
+    order: tuple[int, ...] = ()
+    """Piece numbers of the input halves in the order after the stage; empty where it decides none."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class Solution:
             "stop_reason": self.stop_reason,
             "ties": self.ties,
             "doubtful": self.doubtful,
-            "stages": [asdict(stage) for stage in self.stages],
+            "stages": [{k: v for k, v in asdict(stage).items() if k != "order" or v} for stage in self.stages],
             "seconds": {name: self.seconds.get(name) for name in ("load", "compile", "solve", "verify", "total")},
             "pairing": {
                 "signal": pairing.signal,
