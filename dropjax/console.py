@@ -206,8 +206,10 @@ def stage_line(stage: Stage) -> str:
 
 
 def status_line(stage: str, seconds: float, status: Status, bar: bool) -> str:
-    """A stage under way in one line; with `bar`, its parts are drawn where they are known."""
+    """A stage under way in one line, what matters most first; with `bar`, its parts are drawn where they are known."""
     parts = [f"{stage:<14}", f"{seconds:7.1f} s"]
+    if status.deadline is not None:
+        parts.append(f"{max(0.0, status.deadline - time.perf_counter()):,.0f} s left")
     if status.of:
         full = min(BAR * status.done // status.of, BAR)
         drawn = f"[{'#' * full}{'-' * (BAR - full)}] " if bar else ""
@@ -216,13 +218,13 @@ def status_line(stage: str, seconds: float, status: Status, bar: bool) -> str:
         parts.append(f"best so far {status.share:.2g} of pred's variance")
     if status.words:
         parts.append(status.words)
-    if status.deadline is not None:
-        parts.append(f"{max(0.0, status.deadline - time.perf_counter()):,.0f} s left")
     return "  ".join(parts)
 
 
-BAR = 12
+BAR = 10
 """Characters of a bar."""
+ROOMY = 100
+"""Columns of a terminal from which there is room for a bar beside the rest."""
 TICK = 0.2
 """Seconds between two looks at whether something has to be shown."""
 
@@ -240,8 +242,8 @@ class Silent(Progress):
 class Lines(Silent):
     """A line for each stage when it has ended and, while a long one runs, at least every ten seconds: for logs."""
 
-    every = 10.0
-    """Seconds between two lines of a stage under way."""
+    every = 9.0
+    """Seconds between two lines of a stage under way; where a look is late, they are still no more than ten apart."""
 
     def __init__(self) -> None:
         self._lock, self._closed = threading.Lock(), threading.Event()
@@ -306,9 +308,10 @@ class Terminal(Lines):
             self._show()
 
     def _show(self) -> None:
-        line = status_line(self._stage, time.perf_counter() - self._begun, self._status, bar=True)
+        width = shutil.get_terminal_size().columns - 1
+        line = status_line(self._stage, time.perf_counter() - self._begun, self._status, bar=width >= ROOMY)
         # The cursor goes back to the line's beginning, so that whatever else is printed takes its place.
-        print(f"{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="\r", flush=True)
+        print(f"{line[:width]}\x1b[K", end="\r", flush=True)
 
     def _clear(self) -> None:
         print("\x1b[K", end="", flush=True)

@@ -18,21 +18,23 @@ nav a{margin-right:1em;white-space:nowrap}
 a{color:#0059a0}
 figure{margin:1.5rem 0}
 figure img{width:100%;height:auto;display:block}
-figcaption{color:#555;font-size:.9rem;max-width:46rem}
+figcaption{color:#555;font-size:.9rem;max-width:46rem;margin-top:.4rem}
+sup{line-height:0}
 .scroll{overflow-x:auto;margin:1rem 0}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding-bottom:.3rem}
 th,td{padding:.15rem .7rem .15rem 0;text-align:right;white-space:nowrap;border-bottom:1px solid #e4e4e4}
 th:first-child,td:first-child{text-align:left}
 .verdict{font-weight:600}
+code{overflow-wrap:anywhere}
 .answer{margin:1rem 0}
-.answer code{display:block;padding:.6rem;background:#f4f4f4;border:1px solid #ddd;user-select:all}
+.answer code{display:block;overflow-wrap:normal;padding:.6rem;background:#f4f4f4;border:1px solid #ddd;user-select:all}
 button{font:inherit;padding:.3rem .9rem;margin:.5rem 0}
 figure svg{display:block;width:100%;overflow:visible;font:13px system-ui,sans-serif}
-figure svg text{fill:#1a1a1a}
+figure svg text{fill:#1a1a1a;stroke:#fff;stroke-width:4px;paint-order:stroke}
 figure svg .quiet{fill:#555}
 .strip{display:flex;justify-content:space-between;gap:1em;font-size:.85rem;margin:.45rem 0 .1rem}
-code{overflow-wrap:anywhere}
+@media (max-width:600px){table{font-size:.8rem}th,td{padding-right:.45rem}}
 @media print{body{max-width:none;font-size:10.5pt;padding:0;print-color-adjust:exact}nav,button{display:none}
 h2{break-after:avoid}figure,tr{break-inside:avoid}.scroll{overflow:visible}}
 """

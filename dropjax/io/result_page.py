@@ -8,7 +8,8 @@ from typing import Any
 from dropjax.core.solution import Outcome, Solution
 from dropjax.io.page import Columns, filled, number, scrolling, shell, shown, table
 
-TITLE = "A dropped stack, put back in order"
+SOLVED, UNSOLVED = "A dropped stack, put back in order", "A dropped stack: the best order so far"
+"""The page's title."""
 
 SHOWN = 20
 """Stages that are drawn: of more, as many of the first and of the last together."""
@@ -25,9 +26,9 @@ button.onclick = async () => {
 """
 
 SURE = {
-    Outcome.EXACT: "Every error is float32's own: on each output, the RMS error over all {rows} rows is at most 1e-5 of "
-    "pred's spread, or half a unit in the last place of float32 where that is more. No other answer that was looked at does "
-    "as well.",
+    Outcome.EXACT: "Every error is float32's own: on each output, the RMS error over all {rows} rows is at most "
+    "10<sup>−5</sup> of pred's spread, or half a unit in the last place of float32 where that is more. No other answer that "
+    "was looked at does as well.",
     Outcome.EXACT_UP_TO_TIES: "Every error is float32's own on all {rows} rows. The pieces listed here can be exchanged "
     "without any table telling; everything else is settled.",
     Outcome.NOISE_FLOOR: "pred is rounded or noisy, by {noise_floor:.2g} (RMS). No error on the {rows} rows is more than "
@@ -41,13 +42,14 @@ SURE = {
 def result_page(solution: Solution, expected_sha256: str | None = None) -> str:
     """The page: the permutation, how sure it is, what was assumed, how it went, and the pairing's margins."""
     record = solution.to_json(expected_sha256)
+    title = SOLVED if record["solved"] else UNSOLVED
     verdict = "Solved: {outcome}" if record["solved"] else "Not solved ({stop_reason}); what follows is the best so far"
     stages = [
         *(("stage", "name", ""), ("seconds", "seconds", ".2f"), ("MSE", "mse", ".3g")),
         *(("on rows", "rows", ""), ("evaluations", "evaluations", ""), ("moves", "swaps", "")),
     ]
     body = [
-        f"<h1>{TITLE}</h1>",
+        f"<h1>{title}</h1>",
         filled(
             f'<p class="verdict">{verdict}.</p>'
             "<p>MSE {mse:.3g} over all {rows} rows, largest error {max_abs_error:.2g}.</p>",
@@ -56,7 +58,7 @@ def result_page(solution: Solution, expected_sha256: str | None = None) -> str:
         "<h2>The permutation</h2>",
         "<p>Piece numbers from the first block to the last, of each block the input half and then the output half; the last "
         "layer stands at the end.</p>",
-        f'<div class="answer"><code id="permutation">{solution.permutation_text}</code>'
+        f'<div class="answer"><code id="permutation">{solution.permutation_text.replace(",", ",<wbr>")}</code>'
         '<button id="copy" type="button" hidden>Copy the permutation</button></div>',
         filled("<p>SHA-256: <code>{sha256}</code></p>", record),
         "<h2>How sure it is</h2>",
@@ -64,14 +66,14 @@ def result_page(solution: Solution, expected_sha256: str | None = None) -> str:
         "<h2>What was assumed</h2>",
         _assumed(record),
         "<h2>How it went</h2>",
-        filled("<p>Method {method}, from {seed_order}, on {device}, {precision}.</p>", record),
+        filled("<p>Method {method}, seed order {seed_order}, on {device}, {precision}.</p>", record),
         errors_drawn(record["stages"]),
         orders_drawn(record["stages"], record["permutation"][0:-1:2]),
         table(record, Columns("stages", "Stage by stage", stages)),
         "<h2>The pairs</h2>",
         *_pairs(record),
     ]
-    return shell(TITLE, "\n".join(part for part in body if part), COPYING)
+    return shell(title, "\n".join(part for part in body if part), COPYING)
 
 
 def _sure(solution: Solution, record: Mapping[str, Any]) -> list[str]:
@@ -94,7 +96,8 @@ def _sure(solution: Solution, record: Mapping[str, Any]) -> list[str]:
         ("Input halves of blocks whose place is in doubt", ", ".join(map(str, record.get("unsettled", [])))),
     ]
     said += [f"<p>{what}: {numbers}.</p>" for what, numbers in lists if numbers]
-    return said if record["ties"] else [*said, "<p>No interchangeable pieces were found.</p>"]
+    none = record["solved"] and not record["ties"]
+    return [*said, "<p>No interchangeable pieces were found.</p>"] if none else said
 
 
 def _assumed(record: Mapping[str, Any]) -> str:
@@ -170,12 +173,14 @@ def errors_drawn(stages: Sequence[Mapping[str, Any]]) -> str:
         sign = "−" if power < 0 else ""
         label = f'10<tspan dy="-5" font-size="10">{sign}{abs(power)}</tspan>'
         marks += [_line(x, 0, x, bottom, "#e4e4e4"), _text(x, bottom + 16, label, "middle", quiet=True)]
+    dots, names = [], []
     for k, (stage, x) in enumerate(zip(drawn, places, strict=True)):
         y = 36 * k + 26
         if k:
             marks.append(_line(places[k - 1], y - 36, x, y, "#0072B2", 2))
-        marks.append(f'<circle cx="{x:.2f}%" cy="{y}" r="4.5" fill="#0072B2"/>')
-        marks.append(_text(0, y - 14, f"{escape(stage['name'])}: {_power(stage['mse'])} on {stage['rows']:,} rows"))
+        dots.append(f'<circle cx="{x:.2f}%" cy="{y}" r="4.5" fill="#0072B2"/>')
+        names.append(_text(0, y - 14, f"{escape(stage['name'])}: {_power(stage['mse'])} on {stage['rows']:,} rows"))
+    marks += names + dots
     alt = "MSE after each stage: " + ", ".join(f"{stage['name']} {stage['mse']:.2g}" for stage in drawn)
     return _drawing(bottom + 22, alt, marks, f"MSE after each stage, from the first to the last.{others}")
 
