@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import random_puzzle
+from builders import random_puzzle, written_solution
 
 import dropjax
 from dropjax.core.options import Options
@@ -16,8 +16,8 @@ from dropjax.solve.advice import advice
 
 @pytest.fixture(scope="module")
 def solution() -> dropjax.Solution:
-    """One that was found; each test says that it was not, and why."""
-    return dropjax.solve(random_puzzle(np.random.default_rng(1), L=4, d=6, h=9, rows=60)[0], method="paper")
+    """One that is solved; each test says that it is not, and why."""
+    return written_solution(*random_puzzle(np.random.default_rng(1), L=4, d=6, h=9, rows=60))
 
 
 def unsolved(solution: dropjax.Solution, reason: StopReason, share: float = 0.1) -> dropjax.Solution:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import random_puzzle
+from builders import random_puzzle, written_solution
 
 import dropjax
 from dropjax.core.solution import Stage
@@ -47,7 +47,7 @@ def test_without_a_solution_all_methods_are_cited():
 
 @pytest.fixture(scope="module")
 def solution() -> dropjax.Solution:
-    return dropjax.solve(random_puzzle(np.random.default_rng(1), L=4, d=6, h=9, rows=60)[0], method="paper")
+    return written_solution(*random_puzzle(np.random.default_rng(1), L=4, d=6, h=9, rows=60))
 
 
 def test_a_solve_cites_what_its_stages_used(solution: dropjax.Solution):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import random_puzzle, same
+from builders import random_puzzle, same, written_solution
 
 import dropjax
 from dropjax.core.puzzle import Puzzle
@@ -148,7 +148,7 @@ def test_without_an_engine_one_line_says_what_to_install(
 
 @pytest.fixture(scope="module")
 def solution() -> dropjax.Solution:
-    return dropjax.solve(random_puzzle(np.random.default_rng(1), L=4, d=6, h=9, rows=60)[0])
+    return written_solution(*random_puzzle(np.random.default_rng(1), L=4, d=6, h=9, rows=60))
 
 
 def test_a_solution_is_a_row_for_each_block(solution: dropjax.Solution):

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from dropjax import console
+from dropjax.core.protocols import Progress, Status
 from dropjax.core.puzzle import Puzzle
 from dropjax.io import page
 from dropjax.io.converted import write_converted
@@ -317,3 +318,14 @@ def test_parts_are_kept_by_what_the_record_holds(record, text):
 )
 def test_numbers_as_people_read_them(value, form, text):
     assert page.shown(value, form) == text
+
+
+def test_a_search_within_a_report_keeps_the_reports_bar():
+    heard = []
+
+    class Shown(Progress):
+        def goes_on(self, status: Status) -> None:
+            heard.append(status)
+
+    command.Searching(Shown()).goes_on(Status(share=0.5, words="attempt 1", done=3, of=10))
+    assert heard == [Status(share=0.5, words="attempt 1", done=0, of=command.STEPS)]
