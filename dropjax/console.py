@@ -223,8 +223,6 @@ def status_line(stage: str, seconds: float, status: Status, bar: bool) -> str:
 
 BAR = 10
 """Characters of a bar."""
-ROOMY = 100
-"""Columns of a terminal from which there is room for a bar beside the rest."""
 TICK = 0.2
 """Seconds between two looks at whether something has to be shown."""
 
@@ -309,7 +307,9 @@ class Terminal(Lines):
 
     def _show(self) -> None:
         width = shutil.get_terminal_size().columns - 1
-        line = status_line(self._stage, time.perf_counter() - self._begun, self._status, bar=width >= ROOMY)
+        seconds = time.perf_counter() - self._begun
+        drawn, plain = (status_line(self._stage, seconds, self._status, bar) for bar in (True, False))
+        line = drawn if len(drawn) <= width else plain
         # The cursor goes back to the line's beginning, so that whatever else is printed takes its place.
         print(f"{line[:width]}\x1b[K", end="\r", flush=True)
 

@@ -307,7 +307,7 @@ def screen(text: str) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize(("columns", "bar"), [(60, ""), (101, "[#####-----] ")])
+@pytest.mark.parametrize(("columns", "bar"), [(60, ""), (120, "[#####-----] ")])
 def test_on_a_terminal_the_stage_under_way_is_one_line_that_gives_way(
     columns: int, bar: str, hasty: None, monkeypatch: pytest.MonkeyPatch
 ):
