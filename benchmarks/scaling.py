@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from measuring import add_executor, done, executor, median_seconds, write_report
-from rich.progress import track
 
 from dropjax import console
+from dropjax.core.protocols import Status
 from dropjax.io.arguments import read_permutation
 from dropjax.io.loading import load
 from dropjax.moves.first_order import score_first_order
@@ -143,8 +143,11 @@ def rows_of(todo: Sequence[Point], folder: Path, limit: float, executor: Executo
     """The points' records, in their order; those in the folder are not run again."""
     paths = [folder / f"{point.name}-record.json" for point in todo]
     missing = [partial(named, point, folder, limit) for point, path in zip(todo, paths, strict=True) if not path.exists()]
-    for name, found in track(done(missing, executor), "stacks", total=len(missing)):
-        atomic_write(folder / f"{name}-record.json", lambda to, found=found: to.write_text(json.dumps(found)))
+    with console.progress() as progress:
+        progress.begins("stacks")
+        for count, (name, found) in enumerate(done(missing, executor), 1):
+            atomic_write(folder / f"{name}-record.json", lambda to, found=found: to.write_text(json.dumps(found)))
+            progress.goes_on(Status(done=count, of=len(missing)))
     return [json.loads(path.read_text()) for path in paths]
 
 

@@ -10,9 +10,10 @@ from importlib.metadata import version
 import dropjax.order
 import dropjax.pair
 import dropjax.solve  # noqa: F401  # for the import itself
+from dropjax.core.citing import citation
 from dropjax.core.errors import InputError
 from dropjax.core.options import Options
-from dropjax.core.protocols import Progress, StopReason
+from dropjax.core.protocols import Progress, Status, StopReason
 from dropjax.core.puzzle import Puzzle
 from dropjax.core.solution import Outcome, Pairing, Solution, Stage
 from dropjax.core.stack import Stack
@@ -44,9 +45,11 @@ __all__ = [
     "Solution",
     "Stack",
     "Stage",
+    "Status",
     "StopReason",
     "__version__",
     "check_order",
+    "citation",
     "identity",
     "load",
     "order",

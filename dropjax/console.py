@@ -7,9 +7,11 @@ import gc
 import io
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from dropjax.core.errors import InputError, NotWritten
-from dropjax.core.protocols import Progress
+from dropjax.core.protocols import Progress, Status
 from dropjax.core.solution import Stage
 from dropjax.runtime.writing import Results
 
@@ -203,37 +205,128 @@ def stage_line(stage: Stage) -> str:
     return "  ".join(parts)
 
 
-class Lines(Progress):
-    """A line for each stage when it has ended, for logs."""
+def status_line(stage: str, seconds: float, status: Status, bar: bool) -> str:
+    """A stage under way in one line, what matters most first; with `bar`, its parts are drawn where they are known."""
+    parts = [f"{stage:<14}", f"{seconds:7.1f} s"]
+    if status.deadline is not None:
+        parts.append(f"{max(0.0, status.deadline - time.perf_counter()):,.0f} s left")
+    if status.of:
+        full = min(BAR * status.done // status.of, BAR)
+        drawn = f"[{'#' * full}{'-' * (BAR - full)}] " if bar else ""
+        parts.append(f"{drawn}{status.done:,} of {status.of:,}")
+    if status.share is not None:
+        parts.append(f"best so far {status.share:.2g} of pred's variance")
+    if status.words:
+        parts.append(status.words)
+    return "  ".join(parts)
+
+
+BAR = 10
+"""Characters of a bar."""
+TICK = 0.2
+"""Seconds between two looks at whether something has to be shown."""
+
+
+class Silent(Progress):
+    """Shows nothing."""
+
+    def says(self, text: str) -> None:
+        """A line of the command's own."""
+
+    def close(self) -> None:
+        """The end: nothing is shown any more."""
+
+
+class Lines(Silent):
+    """A line for each stage when it has ended and, while a long one runs, at least every ten seconds: for logs."""
+
+    every = 9.0
+    """Seconds between two lines of a stage under way; where a look is late, they are still no more than ten apart."""
+
+    def __init__(self) -> None:
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._stage, self._status, self._begun, self._shown = "", Status(), 0.0, 0.0
+        self._thread: threading.Thread | None = None
+
+    def begins(self, stage: str) -> None:
+        """From now on the stage is shown, for as long as it takes."""
+        with self._lock:
+            self._stage, self._status = stage, self._status._replace(words="", done=0, of=0)
+            self._begun = self._shown = time.perf_counter()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._look_again, daemon=True)
+            self._thread.start()
+
+    def goes_on(self, status: Status) -> None:
+        """What is shown next."""
+        self._status = status
 
     def ends(self, stage: Stage) -> None:
         """Prints the stage."""
-        print(stage_line(stage), flush=True)
+        self._stage = ""
+        self.says(stage_line(stage))
+
+    def says(self, text: str) -> None:
+        """Prints a line of the command's own."""
+        with self._lock:
+            self._clear()
+            print(text, flush=True)
+            self._shown = time.perf_counter()
+
+    def close(self) -> None:
+        """Shows nothing any more."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._clear()
+
+    def _look_again(self) -> None:
+        while not self._closed.wait(TICK):
+            with self._lock:
+                if self._stage and time.perf_counter() - self._shown >= self.every:
+                    self._show()
+
+    def _show(self) -> None:
+        self._shown = time.perf_counter()
+        print(status_line(self._stage, self._shown - self._begun, self._status, bar=False), flush=True)
+
+    def _clear(self) -> None:
+        """Takes away what is shown of the stage under way; a log keeps it."""
 
 
 class Terminal(Lines):
-    """A line for each stage when it has ended, and a spinner with its name while it runs."""
+    """A line for each stage when it has ended and, while one runs, a line about it that changes in its place."""
 
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console()
-        self._status = None
+    every = 0.0
 
     def begins(self, stage: str) -> None:
-        """Starts the spinner."""
-        self._status = self._console.status(stage)
-        self._status.start()
+        """Shows the stage."""
+        super().begins(stage)
+        with self._lock:
+            self._show()
 
-    def ends(self, stage: Stage) -> None:
-        """Replaces the spinner by the stage's line."""
-        if self._status is not None:
-            self._status.stop()
-        super().ends(stage)
+    def _show(self) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        seconds = time.perf_counter() - self._begun
+        drawn, plain = (status_line(self._stage, seconds, self._status, bar) for bar in (True, False))
+        line = drawn if len(drawn) <= width else plain
+        # The cursor goes back to the line's beginning, so that whatever else is printed takes its place.
+        print(f"{line[:width]}\x1b[K", end="\r", flush=True)
+
+    def _clear(self) -> None:
+        print("\x1b[K", end="", flush=True)
 
 
-def progress(quiet: bool = False) -> Progress:
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Silent]:
     """What suits the standard output."""
-    if quiet:
-        return Progress()
-    return Terminal() if sys.stdout.isatty() else Lines()
+    shown = Silent() if quiet else Terminal() if is_terminal() else Lines()
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+def is_terminal() -> bool:
+    """Whether standard output is a terminal on which a line can be written over."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"

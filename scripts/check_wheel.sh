@@ -34,7 +34,7 @@ esac
 "$python" -m pip list
 
 mkdir "$work/run"
-cp -r "$here"/{tests,benchmarks,scripts,docs,examples,pyproject.toml,constraints.txt,README.md,CHANGELOG.md,CITATION.cff} "$work/run"
+cp -r "$here"/{.ci,.github,tests,benchmarks,scripts,docs,examples,pyproject.toml,constraints.txt,{README,CHANGELOG,CONTRIBUTING}.md,CITATION.cff} "$work/run"
 cd "$work/run"
 export DROPJAX_CACHE_DIR="$work/cache" DROPJAX_PUZZLE="${DROPJAX_PUZZLE:-$here/../shared/puzzle}"
 "$python" -c 'import dropjax; assert "site-packages" in dropjax.__file__, dropjax.__file__'

@@ -3,6 +3,7 @@
 import numpy as np
 
 from dropjax.core.puzzle import Puzzle
+from dropjax.core.solution import Outcome, Pairing, Solution, Stage
 from dropjax.core.stack import Stack, replay
 
 
@@ -44,6 +45,40 @@ def random_puzzle(
     pieces = dict(zip(permutation, [*halves, (w_last, b_last)], strict=True))
     roles = dict(zip(permutation, ["in", "out"] * L + ["last"], strict=True)) if h in (d, o) else None
     return Puzzle.from_arrays(pieces, x, pred, true, roles), permutation
+
+
+def written_solution(puzzle: Puzzle, permutation: tuple[int, ...], **changes) -> Solution:
+    """A solution as a solve would return it, without one: the ratio pairs all halves as the permutation does."""
+    arrangement = puzzle.arrangement(permutation)
+    partner = arrangement[np.argsort(arrangement[:, 0]), 1]
+    score = np.random.default_rng(0).uniform(0, 1, (puzzle.depth, puzzle.depth)).astype(np.float32)
+    score[np.arange(puzzle.depth), partner] += 2
+    stages = [
+        Stage("pairing", 0.1),
+        Stage("bradley-terry", 0.2, 1e-3, len(puzzle.x)),
+        Stage("verify", 0.1, 1e-15, len(puzzle.x)),
+    ]
+    return Solution(
+        **{
+            "permutation": permutation,
+            "stack": puzzle.stack(),
+            "outcome": Outcome.EXACT,
+            "mse": 1e-15,
+            "max_abs_error": 1e-7,
+            "noise_floor": 1e-7,
+            "rows": len(puzzle.x),
+            "method": "paper",
+            "seed_order": "delta_norm",
+            "random_seed": 0,
+            "stop_reason": "solved",
+            "device": "cpu",
+            "precision": "float32",
+            "pairing": Pairing("ddr", score, partner, True),
+            "stages": stages,
+            "seconds": {"solve": 1.0},
+            **changes,
+        }
+    )
 
 
 def same(a: Puzzle, b: Puzzle) -> bool:

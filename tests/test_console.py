@@ -1,15 +1,22 @@
 """Whatever ends a command is an exit status and at most one line; what is printed may be lost without ending it."""
 
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from dropjax import console
 from dropjax.core.errors import InputError, NotWritten
+from dropjax.core.protocols import Status
+from dropjax.core.solution import Stage
 from dropjax.runtime.writing import Results
 
 
@@ -179,3 +186,152 @@ def test_a_hangup_that_is_ignored_stays_so():
             assert not interrupted()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+# Progress
+
+
+DONE = Stage("pairing", seconds=0.5)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log's lines come as often as there is time, so that a test need not wait."""
+    monkeypatch.setattr(console, "TICK", 0.005)
+    monkeypatch.setattr(console.Lines, "every", 0.01)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits until that holds; a test that waits in vain ends by its own assertion."""
+    for _ in range(400):
+        if holds():
+            return
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("status", "bar", "line"),
+    [
+        (Status(), True, "places             12.0 s"),
+        (Status(done=1, of=4), True, "places             12.0 s  [##--------] 1 of 4"),
+        (Status(done=4, of=4), True, "places             12.0 s  [##########] 4 of 4"),
+        (Status(done=1000, of=4000), False, "places             12.0 s  1,000 of 4,000"),
+        (
+            Status(share=0.01234, words="attempt 1"),
+            True,
+            "places             12.0 s  best so far 0.012 of pred's variance  attempt 1",
+        ),
+    ],
+)
+def test_a_stage_under_way_is_a_line(status: Status, bar: bool, line: str):
+    assert console.status_line("places", 12.0, status, bar) == line
+
+
+def test_what_is_left_of_a_time_limit_is_told_and_never_below_zero():
+    now = time.perf_counter()
+    line = console.status_line("x", 1.0, Status(deadline=now + 400), True)
+    assert re.search(r"  (399|400) s left$", line)
+    assert console.status_line("x", 1.0, Status(deadline=now - 5), True).endswith("  0 s left")
+
+
+def test_a_log_has_lines_of_a_long_stage_and_one_of_each_that_ended(hasty: None):
+    with redirect_stdout(io.StringIO()) as printed, console.progress() as progress:
+        progress.begins("pairing")
+        progress.goes_on(Status(share=0.5, done=2, of=8))
+        until(lambda: printed.getvalue().count("\n") >= 3)
+        progress.ends(DONE)
+        ended = printed.getvalue()
+        time.sleep(0.03)
+        assert printed.getvalue() == ended  # nothing is under way
+    *under_way, last = ended.splitlines()
+    assert last == console.stage_line(DONE)
+    assert len(under_way) >= 3
+    assert all(re.fullmatch(r"pairing +0\.\d s  2 of 8  best so far 0\.5 of pred's variance", line) for line in under_way)
+
+
+def test_a_log_of_quick_stages_has_a_line_for_each_and_no_other():
+    with redirect_stdout(io.StringIO()) as printed, console.progress() as progress:
+        for _ in range(3):
+            progress.begins("pairing")
+            progress.goes_on(Status(share=0.5))
+            progress.ends(DONE)
+    assert printed.getvalue() == 3 * f"{console.stage_line(DONE)}\n"
+
+
+def test_a_line_of_the_commands_own_is_followed_by_none_for_a_while():
+    with redirect_stdout(io.StringIO()) as printed, console.progress() as progress:
+        progress.begins("training")
+        progress.says("epoch 1/20")
+    assert printed.getvalue() == "epoch 1/20\n"
+
+
+def test_nothing_is_shown_where_it_is_to_be_quiet(hasty: None):
+    with redirect_stdout(io.StringIO()) as printed, console.progress(quiet=True) as progress:
+        progress.begins("pairing")
+        progress.goes_on(Status(share=0.5))
+        progress.says("a line")
+        time.sleep(0.03)
+        progress.ends(DONE)
+    assert printed.getvalue() == ""
+
+
+def test_what_follows_a_search_that_failed_is_printed_alone(hasty: None):
+    with redirect_stdout(io.StringIO()) as printed:
+        with pytest.raises(RuntimeError), console.progress() as progress:
+            progress.begins("pairing")
+            raise RuntimeError
+        before = printed.getvalue()
+        time.sleep(0.03)
+        assert printed.getvalue() == before
+
+
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def screen(text: str) -> list[str]:
+    """The lines that a terminal shows after that text."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[K|\r|\n|[^\x1b\r\n]+", text):
+        if part == "\x1b[K":
+            lines[row] = lines[row][:column]
+        elif part == "\r":
+            column = 0
+        elif part == "\n":
+            lines.append("")
+            row, column = row + 1, 0
+        else:
+            lines[row] = lines[row][:column] + part + lines[row][column + len(part) :]
+            column += len(part)
+    return lines
+
+
+@pytest.mark.parametrize(("columns", "bar"), [(60, ""), (120, "[#####-----] ")])
+def test_on_a_terminal_the_stage_under_way_is_one_line_that_gives_way(
+    columns: int, bar: str, hasty: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with redirect_stdout(Tty()) as out, console.progress() as progress:
+        progress.begins("pairing")
+        assert screen(out.getvalue()) == ["pairing             0.0 s"]
+        progress.goes_on(Status(share=0.5, words="attempt 1, rung 1 of 6", done=3, of=6))
+        until(lambda: "3 of 6" in out.getvalue())
+        (shown,) = screen(out.getvalue())
+        whole = (
+            f"pairing             {shown[20:23]} s  {bar}3 of 6  best so far 0.5 of pred's variance  attempt 1, rung 1 of 6"
+        )
+        assert shown == whole[: columns - 1]  # and a column for the cursor
+        progress.ends(DONE)
+        assert screen(out.getvalue()) == [console.stage_line(DONE), ""]
+        progress.begins("verify")
+    assert screen(out.getvalue()) == [console.stage_line(DONE), ""]
+
+
+def test_a_terminal_that_cannot_write_over_a_line_has_a_logs_lines(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "dumb")
+    with redirect_stdout(Tty()) as out, console.progress() as progress:
+        progress.begins("pairing")
+        progress.ends(DONE)
+    assert out.getvalue() == f"{console.stage_line(DONE)}\n"

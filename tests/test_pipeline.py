@@ -36,10 +36,13 @@ def short_annealing(monkeypatch):
 
 class Diary(dropjax.Progress):
     def __init__(self):
-        self.begun, self.ended = [], []
+        self.begun, self.ended, self.heard = [], [], []
 
     def begins(self, stage):
         self.begun.append(stage)
+
+    def goes_on(self, status):
+        self.heard.append((self.begun[-1], status))
 
     def ends(self, stage):
         self.ended.append(stage)
@@ -191,9 +194,10 @@ def test_pairs_that_the_weights_do_not_show_are_read_off_the_errors(seed):
 
 
 def test_predictions_that_follow_nothing_end_the_search_early():
+    diary = Diary()
     puzzle, _ = planted(3, L=5, rows=2000)
     shuffled = dataclasses.replace(puzzle, pred=puzzle.pred[np.random.default_rng(0).permutation(2000)])
-    solution = dropjax.solve(shuffled)
+    solution = dropjax.solve(shuffled, progress=diary)
     assert solution.outcome is Outcome.NOT_SOLVED
     assert solution.stop_reason is StopReason.NOTHING_TO_FIND
     assert solution.reason is not None
@@ -205,6 +209,10 @@ def test_predictions_that_follow_nothing_end_the_search_early():
         "least squares",
         "verify",
     ]
+    starts = strategies.FALLBACK_SEEDS + strategies.RANDOM_STARTS
+    ladder_heard = [status for stage, status in diary.heard if stage == "least squares" and status.words]
+    assert {status.words for status in ladder_heard} == {"attempt 1, rung 1 of 6"}
+    assert {(status.done, status.of) for status in ladder_heard if status.of} == {(k, starts) for k in range(starts)}
 
 
 @pytest.mark.parametrize("method", ["auto", "paper"])
@@ -286,6 +294,19 @@ def test_progress_hears_of_every_stage():
     assert diary.begun == [stage.name for stage in solution.stages]
     assert diary.ended == list(solution.stages)
     assert all(stage.seconds >= 0 for stage in solution.stages)
+
+
+def test_progress_hears_of_the_best_so_far_and_of_the_parts_of_a_stage():
+    puzzle, _ = planted(1)
+    diary, started = Diary(), time.perf_counter()
+    solution = dropjax.solve(puzzle, method="paper", time_limit=500.0, progress=diary)
+    shares = [status.share for _, status in diary.heard if status.share is not None]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] == pytest.approx(solution.mse / puzzle.pred.var(), rel=0.01)
+    assert all(started + 500 <= status.deadline <= time.perf_counter() + 500 for _, status in diary.heard)
+    parts = {(status.done, status.of) for stage, status in diary.heard if stage == "bradley-terry"}
+    assert parts == {(0, 0), (0, stages.MOVES_PER_CALL)}  # 28 swaps, filled up
+    assert {status.of for stage, status in diary.heard if stage != "bradley-terry"} == {0}
 
 
 def test_a_second_puzzle_of_the_same_shape_compiles_nothing():

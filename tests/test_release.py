@@ -37,7 +37,23 @@ def test_the_licence_travels_with_the_package():
 
 
 def test_every_dependency_has_a_lower_bound_and_is_pinned_above_it():
-    others = {"dropjax[completion,convert,parquet,report]", "jax[cuda12]", "jax[tpu]"}
+    others = {"dropjax[completion,convert,excel,pandas,parquet,report]", "jax[cuda12]", "jax[tpu]"}
     lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
     assert {text for texts in lists for text in texts if ">=" not in text} == others
     assert {name: pinned()[name] for name, bound in bounds().items() if numbers(pinned()[name]) < numbers(bound)} == {}
+
+
+def test_the_forge_runs_the_same_checks_and_nothing_else():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert re.findall(r"run: (.*)", workflow) == [".ci/run"]
+    assert [path.name for path in (ROOT / ".github" / "workflows").iterdir()] == ["ci.yml"]
+
+
+def test_the_pages_for_contributors_name_files_that_are_there():
+    for page in (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "releases.md"):
+        text = page.read_text(encoding="utf-8")
+        links = [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
+        names = re.findall(r"((?:dropjax|scripts|benchmarks|tests|docs|\.ci)/[\w/.]*\w)", text.replace("NAME", "solve"))
+        assert names
+        gone = [str(path) for path in (*links, *(ROOT / name for name in names)) if not path.exists()]
+        assert gone == []

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from dropjax import console
+from dropjax.core.protocols import Progress, Status
 from dropjax.core.puzzle import Puzzle
 from dropjax.io import page
 from dropjax.io.converted import write_converted
@@ -298,18 +299,6 @@ def test_importing_dropjax_leaves_matplotlib_alone():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
-def test_the_short_page():
-    puzzle, _ = builders.random_puzzle(np.random.default_rng(0), L=4, d=6, h=9, rows=60)
-    solution = solve(puzzle)
-    html = page.short_page(solution)
-    record = solution.to_json()
-    assert solution.sha256 in html and "Solved: " in html
-    for path, value in numbers_in(html):
-        assert str(page.look_up(record, path)) == value
-    gaps = [float(value) for path, value in numbers_in(html) if path.startswith("pairing.gap.")]
-    assert gaps == sorted(gaps) and len(gaps) == 4
-
-
 @pytest.mark.parametrize(("record", "text"), [({"a": {"b": 2}}, "yes"), ({"a": {"b": 0}}, "no"), ({"c": 1}, "no")])
 def test_parts_are_kept_by_what_the_record_holds(record, text):
     html = page.render("{{if a.b}}\nyes\n{{end}}\n{{unless a.b}}\nno\n{{end}}\n", "", record, {})
@@ -329,3 +318,14 @@ def test_parts_are_kept_by_what_the_record_holds(record, text):
 )
 def test_numbers_as_people_read_them(value, form, text):
     assert page.shown(value, form) == text
+
+
+def test_a_search_within_a_report_keeps_the_reports_bar():
+    heard = []
+
+    class Shown(Progress):
+        def goes_on(self, status: Status) -> None:
+            heard.append(status)
+
+    command.Searching(Shown()).goes_on(Status(share=0.5, words="attempt 1", done=3, of=10))
+    assert heard == [Status(share=0.5, words="attempt 1", done=0, of=command.STEPS)]

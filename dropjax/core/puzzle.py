@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dropjax.core.errors import InputError
 from dropjax.core.stack import Stack
+from dropjax.core.table import table_of_frame
 
 ROLES = ("in", "out", "last")
 
@@ -124,6 +125,20 @@ class Puzzle:
             bias = np.zeros(weight.shape[:1], np.float32) if bias is None else _floats(f"piece {number}: bias", bias)
             named[number] = Piece(weight, bias, f"piece {number}")
         return cls.from_pieces(named, x, pred, true, roles)
+
+    @classmethod
+    def from_frame(
+        cls,
+        pieces: Mapping[int, tuple[ArrayLike, ArrayLike | None] | ArrayLike] | Sequence,
+        frame: Any,
+        roles: Mapping[int, str] | None = None,
+    ) -> "Puzzle":
+        """`from_arrays` with the table in a DataFrame, of pandas or another library. Raises `InputError`.
+
+        The columns are named as in the puzzle's CSV: `measurement_0`, …, `pred` or `pred_0`, …, and, if given, `true` or
+        `true_0`, …; others are not read.
+        """
+        return cls.from_arrays(pieces, *table_of_frame(frame), roles)
 
     @classmethod
     def from_pieces(

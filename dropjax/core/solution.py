@@ -4,7 +4,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from dropjax.core.errors import InputError
 from dropjax.core.stack import Stack
 
 
@@ -79,6 +80,8 @@ class Stage:
     """Candidates scored exactly."""
     swaps: int = 0
     """Moves accepted."""
+    order: tuple[int, ...] = ()
+    """Piece numbers of the input halves in the order after the stage; empty where it decides none."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,38 @@ class Solution:
         """SHA-256 of `permutation_text`, as the real puzzle's page publishes its own."""
         return hashlib.sha256(self.permutation_text.encode()).hexdigest()
 
+    def to_frame(self) -> Any:
+        """The answer as a pandas DataFrame with a row for each block, from the first to the last.
+
+        `position` counts from 0, and `in` and `out` are the block's piece numbers. `score` is what the pairing's signal
+        gives the two, `runner_up` the best that it gives the input half with another output half, `gap` the difference, and
+        `best_by_weights` whether the pairing from the weights chose the pair. `tied`, `doubtful` and `unsettled` tell
+        whether the solution's lists of these names hold its pieces. The last layer is `permutation[-1]`. Raises `InputError`
+        without pandas.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise InputError("to_frame: expected pandas, got none: pip install 'dropjax[pandas]'") from None
+        ins, outs = (np.array(self.permutation[k:-1:2]) for k in (0, 1))
+        rows, columns = (np.searchsorted(np.sort(numbers), numbers) for numbers in (ins, outs))
+        chosen = replace(self.pairing, score=self.pairing.score[rows], partner=columns)
+        tied = [number for group in self.ties for number in group]
+        return pandas.DataFrame(
+            {
+                "position": np.arange(len(ins)),
+                "in": ins,
+                "out": outs,
+                "score": chosen.own,
+                "runner_up": chosen.runner_up,
+                "gap": chosen.gap,
+                "best_by_weights": self.pairing.partner[rows] == columns,
+                "tied": np.isin(ins, tied) | np.isin(outs, tied),
+                "doubtful": np.isin(ins, list(self.doubtful)),
+                "unsettled": np.isin(ins, list(self.unsettled)),
+            }
+        )
+
     def to_json(self, expected_sha256: str | None = None) -> dict[str, Any]:
         """What `solution.json` holds: plain numbers, text, lists and dicts, null for what is not finite.
 
@@ -163,7 +198,7 @@ class Solution:
             "stop_reason": self.stop_reason,
             "ties": self.ties,
             "doubtful": self.doubtful,
-            "stages": [asdict(stage) for stage in self.stages],
+            "stages": [{k: v for k, v in asdict(stage).items() if k != "order" or v} for stage in self.stages],
             "seconds": {name: self.seconds.get(name) for name in ("load", "compile", "solve", "verify", "total")},
             "pairing": {
                 "signal": pairing.signal,

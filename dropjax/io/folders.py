@@ -20,7 +20,7 @@ from dropjax.runtime.writing import write_all
 TABLE = "historical_data.csv"
 
 
-TABLES = (TABLE, f"{TABLE}.gz", "historical_data.parquet")
+TABLES = (TABLE, f"{TABLE}.gz", *(f"historical_data.{end}" for end in ("parquet", "feather", "xlsx")))
 """A puzzle folder's table is the first of these that is there."""
 
 
@@ -32,7 +32,8 @@ def read_folder(folder: str | Path, roles: Mapping[int, str] | None = None) -> P
     """The puzzle in a folder as published; its casts are told in `notes`. Raises `InputError`.
 
     In place of `pieces/piece_<n>.pth` one .pth or .safetensors file may hold all layers, as `piece_<n>.weight` and
-    `piece_<n>.bias`; the table may be gzip (`historical_data.csv.gz`) or Parquet (`historical_data.parquet`).
+    `piece_<n>.bias`; the table may be gzip (`historical_data.csv.gz`), Parquet (`historical_data.parquet`), Feather
+    (`historical_data.feather`) or Excel (`historical_data.xlsx`).
     """
     folder = Path(folder)
     with reading(folder):

@@ -1,12 +1,11 @@
 """Pages: HTML that needs nothing beside itself. Every number on a page is looked up in the record that is saved with it."""
 
 import base64
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
-
-from dropjax.core.solution import Solution
 
 STYLE = """
 :root{color-scheme:light}
@@ -19,17 +18,25 @@ nav a{margin-right:1em;white-space:nowrap}
 a{color:#0059a0}
 figure{margin:1.5rem 0}
 figure img{width:100%;height:auto;display:block}
-figcaption{color:#555;font-size:.9rem;max-width:46rem}
+figcaption{color:#555;font-size:.9rem;max-width:46rem;margin-top:.4rem}
+sup{line-height:0}
 .scroll{overflow-x:auto;margin:1rem 0}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding-bottom:.3rem}
 th,td{padding:.15rem .7rem .15rem 0;text-align:right;white-space:nowrap;border-bottom:1px solid #e4e4e4}
 th:first-child,td:first-child{text-align:left}
 .verdict{font-weight:600}
-.bar{display:inline-block;height:.7em;background:#0072B2}
 code{overflow-wrap:anywhere}
-@media print{body{max-width:none;font-size:10.5pt;padding:0}nav{display:none}h2{break-after:avoid}
-figure,tr{break-inside:avoid}.scroll{overflow:visible}}
+.answer{margin:1rem 0}
+.answer code{display:block;overflow-wrap:normal;padding:.6rem;background:#f4f4f4;border:1px solid #ddd;user-select:all}
+button{font:inherit;padding:.3rem .9rem;margin:.5rem 0}
+figure svg{display:block;width:100%;overflow:visible;font:13px system-ui,sans-serif}
+figure svg text{fill:#1a1a1a;stroke:#fff;stroke-width:4px;paint-order:stroke}
+figure svg .quiet{fill:#555}
+.strip{display:flex;justify-content:space-between;gap:1em;font-size:.85rem;margin:.45rem 0 .1rem}
+@media (max-width:600px){table{font-size:.8rem}th,td{padding-right:.45rem}}
+@media print{body{max-width:none;font-size:10.5pt;padding:0;print-color-adjust:exact}nav,button{display:none}
+h2{break-after:avoid}figure,tr{break-inside:avoid}.scroll{overflow:visible}}
 """
 
 SHELL = """<!doctype html>
@@ -37,14 +44,14 @@ SHELL = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{policy}">
 <link rel="icon" href="data:,">
 <title>{title}</title>
 <style>{style}</style>
 </head>
 <body>
 {body}
-</body>
+{script}</body>
 </html>
 """
 
@@ -191,60 +198,10 @@ def _split(key: str) -> tuple[str, str]:
     return name, form
 
 
-def shell(title: str, body: str) -> str:
-    """A page around its body."""
-    return SHELL.format(title=escape(title), style=STYLE, body=body)
-
-
-# Of one solution
-
-
-def short_page(solution: Solution, expected_sha256: str | None = None) -> str:
-    """A solution on one page: how it ended, stage by stage, the pairing's margins, what remains ambiguous.
-
-    It draws with nothing but the page's own means, and its numbers are those of `solution.json`.
-    """
-    record = solution.to_json(expected_sha256)
-    pairing = record["pairing"]
-    most = max((own for own in pairing["own"] if own is not None), default=0) or 1
-    halves = sorted(range(len(pairing["pairs"])), key=lambda k: pairing["gap"][k] or 0)
-    pairs = []
-    for k in halves:
-        bar = f'<span class="bar" style="width:{8 * max(pairing["own"][k] or 0, 0) / most:.2f}em"></span>'
-        cells = [number(record, f"pairing.{path}") for path in (f"pairs.{k}.0", f"pairs.{k}.1")]
-        cells += [number(record, f"pairing.{name}.{k}", ".3f") for name in ("own", "runner_up", "gap")]
-        pairs.append([*cells, bar])
-    groups = "; ".join(", ".join(map(str, group)) for group in record["ties"])
-    doubtful = ", ".join(map(str, record["doubtful"]))
-    stages = Columns(
-        "stages",
-        "Stage by stage",
-        [
-            *(("stage", "name", ""), ("seconds", "seconds", ".2f"), ("MSE", "mse", ".3g")),
-            *(("on rows", "rows", ""), ("evaluations", "evaluations", ""), ("moves", "swaps", "")),
-        ],
-    )
-    verdict = "Solved: {outcome}" if record["solved"] else "Not solved ({stop_reason}); what follows is the best so far"
-    ambiguity = [
-        f"<p>Pieces that no table can tell apart: {groups}.</p>"
-        if groups
-        else "<p>No interchangeable pieces were found.</p>",
-        f"<p>Input halves whose partner is in doubt by its margin: {doubtful}.</p>" if doubtful else "",
-    ]
-    body = [
-        "<h1>A dropped stack, put back in order</h1>",
-        filled(
-            f'<p class="verdict">{verdict}.</p><p>MSE {{mse:.3g}} over all {{rows}} rows, largest error '
-            "{max_abs_error:.2g}; float32, or pred itself, accounts for {noise_floor:.2g} (RMS). Method {method} from "
-            "{seed_order}, on {device}, {precision}.</p><p>SHA-256 of the permutation: <code>{sha256}</code></p>",
-            record,
-        ),
-        "<h2>Progress</h2>",
-        table(record, stages),
-        "<h2>Pairing</h2>",
-        filled("<p>Signal: {pairing.signal}. The closest calls come first.</p>", record),
-        scrolling(["input half", "output half", "score", "next best", "margin", ""], pairs),
-        "<h2>Ambiguity</h2>",
-        *ambiguity,
-    ]
-    return shell("A dropped stack, put back in order", "\n".join(body))
+def shell(title: str, body: str, script: str = "") -> str:
+    """A page around its body; a script runs behind it, and no other can."""
+    policy = ""
+    if script:
+        policy = f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        script = f"<script>{script}</script>\n"
+    return SHELL.format(title=escape(title), style=STYLE, policy=policy, body=body, script=script)

@@ -7,7 +7,7 @@ import numpy as np
 
 from dropjax.core.solution import Solution
 from dropjax.io.converted import write_tensors
-from dropjax.io.page import short_page
+from dropjax.io.result_page import result_page
 from dropjax.runtime.writing import atomic_write, write_all
 
 
@@ -23,7 +23,7 @@ def write_result(folder: str | Path, solution: Solution, expected_sha256: str | 
     model = {f"{k}.{name}": layer for name, layers in halves.items() for k, layer in enumerate(np.asarray(layers))}
     last = {"weight": stack.w_last, "bias": stack.b_last}
     model |= {f"{stack.depth}.layer.{name}": np.asarray(layer) for name, layer in last.items()}
-    record, page = _json(solution, expected_sha256), short_page(solution, expected_sha256)
+    record, page = _json(solution, expected_sha256), result_page(solution, expected_sha256)
     write_all(
         {
             folder / "model.safetensors": lambda path: write_tensors(path, model),

@@ -1,19 +1,22 @@
-"""Tables: text with a header, plain or gzip, and Parquet."""
+"""Tables in files: text with a header, plain or gzip, Parquet, Feather and Excel."""
 
 import csv
 import gzip
 import io
 import re
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
 from dropjax.core.errors import InputError
+from dropjax.core.table import Parts, Table, parts_of, table_of, table_of_frame
 from dropjax.io.checks import reading
 from dropjax.io.pytorch import not_data
 
@@ -21,16 +24,9 @@ UNPACKED = 1 << 30
 """Bytes that a compressed table may unpack to: a small file could ask for any memory."""
 
 
-class Table(NamedTuple):
-    """The data: inputs, the stack's outputs, and the true values where they are given."""
-
-    x: Float32[np.ndarray, "N d"]
-    pred: Float32[np.ndarray, "N o"]
-    true: Float32[np.ndarray, "N o"] | None
-
-
 def read_table(path: str | Path) -> Table:
-    """The table in a text file with a header, separated by commas, semicolons or tabs, plain or gzip, or in a Parquet file.
+    """The table in a text file with a header, separated by commas, semicolons or tabs, plain or gzip; in a Parquet file; or,
+    where pandas is there to read it, in a Feather file or on the first sheet of an Excel workbook (`.xlsx`).
 
     Columns are found by name: `measurement_0`, …, `pred` or `pred_0`, …, and, if given, `true` or `true_0`, …; others are
     not read. Every number is the float32 nearest to the float64 nearest to its text. Raises `InputError`.
@@ -38,16 +34,12 @@ def read_table(path: str | Path) -> Table:
     path = Path(path)
     with reading(path), path.open("rb") as file:
         head = file.read(512)
+    if head.startswith(b"ARROW1"):
+        return _read_frame(path, "Feather", "pyarrow", "read_feather")
+    if path.suffix == ".xlsx" and head.startswith(b"PK\x03\x04"):
+        return _read_frame(path, "Excel", "openpyxl", "read_excel")
     names, wide, parts = (_read_parquet if head.startswith(b"PAR1") else _read_text)(path)
-    wanted = sorted(column for part in parts for column in part)
-    with np.errstate(over="ignore"):
-        values = wide.astype(np.float32)
-    if not np.isfinite(values).all():
-        row, column = np.argwhere(~np.isfinite(values))[0]
-        got = wide[row, column]
-        raise InputError(f"{path}: {names[wanted[column]]}: row {row + 1}: expected a finite float32 number, got {got}")
-    x, pred, true = (np.ascontiguousarray(values[:, np.searchsorted(wanted, part)]) for part in parts)
-    return Table(x, pred, true if parts[2] else None)
+    return table_of(path, names, wide, parts)
 
 
 class Columns(NamedTuple):
@@ -57,8 +49,7 @@ class Columns(NamedTuple):
     """Of all its columns."""
     wide: Float[np.ndarray, "N wanted"]
     """The wanted columns, in the file's order."""
-    parts: Sequence[Sequence[int]]
-    """Where x's, pred's and true's columns stand among all."""
+    parts: Parts
 
 
 def _read_text(path: Path) -> Columns:
@@ -78,7 +69,7 @@ def _read_text(path: Path) -> Columns:
         names = [name.strip() for name in next(header)]
         if trouble := _bad_header(lines[0], names):
             raise InputError(f"{path}: expected a header such as measurement_0,…,pred, got {trouble}")
-        parts = _parts(path, names)
+        parts = parts_of(path, names)
         rows = lines[header.line_num :]
         if not rows:
             raise InputError(f"{path}: expected at least one row, got none")
@@ -132,7 +123,7 @@ def _read_parquet(path: Path) -> Columns:
     try:
         with parquet.ParquetFile(path) as file:
             names, rows = file.schema_arrow.names, file.metadata.num_rows
-            parts = _parts(path, names)
+            parts = parts_of(path, names)
             wanted = sorted(column for part in parts for column in part)
             if rows == 0:
                 raise InputError(f"{path}: expected at least one row, got none")
@@ -160,35 +151,33 @@ def _read_parquet(path: Path) -> Columns:
     return Columns(names, np.stack(columns, axis=1), parts)
 
 
-def _parts(path: Path, names: Sequence[str]) -> Sequence[Sequence[int]]:
-    return [_columns(path, names, stem) for stem in ("measurement", "pred", "true")]
+def _read_frame(path: Path, kind: str, engine: str, reader: str) -> Table:
+    """The table in a file that pandas reads with that engine."""
+    try:
+        import_module(engine)
+        pandas = import_module("pandas")
+    except ImportError:
+        extra = "pandas" if kind == "Feather" else "excel"
+        what = f"expected pandas and {engine} to read {kind}, got none: pip install 'dropjax[{extra}]'"
+        raise InputError(f"{path}: {what}") from None
+    try:
+        if kind == "Excel":
+            with zipfile.ZipFile(path) as archive:
+                size = sum(part.file_size for part in archive.infolist())
+            if size > UNPACKED:
+                raise InputError(
+                    f"{path}: expected a workbook of at most {UNPACKED >> 20} MiB unpacked, got {size >> 20} MiB"
+                )
+        frame = getattr(pandas, reader)(path)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the reader of a damaged file comes upon
+        got = " ".join(str(error).split())[:80]
+        raise InputError(f"{path}: expected {kind}'s format, got a file cut short or damaged ({got})") from None
+    return table_of_frame(frame, path)
 
 
-def _columns(path: Path, names: Sequence[str], stem: str) -> list[int]:
-    """Where the columns `stem`_0, `stem`_1, … or the only column `stem` stand."""
-    ours = [name for name in names if re.fullmatch(stem + r"(_[0-9]{1,9})?", name)]
-    doubled = [name for name, times in Counter(ours).items() if times > 1]
-    if doubled:
-        raise InputError(f"{path}: expected every column once, got {doubled[0]} twice")
-    if ours == [stem] and stem != "measurement":
-        return [names.index(stem)]
-    if stem in ours and len(ours) > 1:
-        raise InputError(f"{path}: expected {stem} or {stem}_0, {stem}_1, …, got {stem} and {ours[ours[0] == stem]}")
-    expected = [f"{stem}_{k}" for k in range(max(len(ours), 1))]
-    if stem == "true" and not ours:
-        return []
-    missing = [name for name in expected if name not in names]
-    if missing:
-        what = f"{stem} or {missing[0]}" if stem != "measurement" else missing[0]
-        got = ours or names
-        shown = ", ".join(repr(name[:40]) for name in got[:4]) + (", …" if len(got) > 4 else "")
-        raise InputError(f"{path}: expected a column {what}, got {shown}")
-    return [names.index(name) for name in expected]
-
-
-def _check_widths(
-    path: Path, rows: Sequence[str], separator: str, names: Sequence[str], parts: Sequence[Sequence[int]], quoted: bool
-) -> None:
+def _check_widths(path: Path, rows: Sequence[str], separator: str, names: Sequence[str], parts: Parts, quoted: bool) -> None:
     """Every row is as long as the header, or every row has one empty cell more; else cells are not under their names."""
     width = len(names)
     if quoted:
@@ -204,7 +193,7 @@ def _check_widths(
             raise InputError(f"{path}: row {row}: expected {expected} cells as {why}, got {count}")
 
 
-def _trailing(rows: Sequence[str], separator: str, names: Sequence[str], parts: Sequence[Sequence[int]]) -> bool:
+def _trailing(rows: Sequence[str], separator: str, names: Sequence[str], parts: Parts) -> bool:
     """Whether a cell more than the header has is but a separator at a row's end, and not a cell that shifts the others.
 
     It is empty, and the last column is ours; were the cells shifted, that column could only be blank in every row, as

@@ -77,14 +77,21 @@ def parser() -> console.Parser:
     return p
 
 
-class Lines(Progress):
-    """A line for each stage when it has ended."""
+class Followed(Progress):
+    """A line for each stage when it has ended, and one about the stage under way."""
+
+    def __init__(self, shown: console.Silent) -> None:
+        self.shown = shown
+
+    def begins(self, stage: str) -> None:
+        """Shows the stage."""
+        self.shown.begins(stage)
 
     def ends(self, stage: Stage) -> None:
         """Prints the stage."""
         moves = f"  {stage.moves} moves" if stage.moves else ""
         rows = f"loss {stage.loss:.3g} on {stage.rows} rows"
-        print(f"{stage.name:<16} {stage.seconds:7.2f} s  {rows}  {stage.evaluations:,} evaluations{moves}", flush=True)
+        self.shown.says(f"{stage.name:<16} {stage.seconds:7.2f} s  {rows}  {stage.evaluations:,} evaluations{moves}")
 
 
 def recorded(args: argparse.Namespace, encoder: Encoder) -> tuple[State, Float32[np.ndarray, "N T d"] | None]:
@@ -182,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     check_arguments(p, args)
     device.configure(args.platform, cache=not args.no_cache)
     device.ensure_usable()
-    with console.interruptions() as interrupted:
+    with console.interruptions() as interrupted, console.progress(args.quiet) as shown:
         encoder = find_encoder(open_checkpoint(args.model), args.heads)
         parts, answer = encoder.parts(args.parts), None
         x, target = recorded(args, encoder)
@@ -205,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
             target,
             read_out=read_out,
             time_limit=args.time_limit,
-            progress=None if args.quiet else Lines(),
+            progress=Followed(shown),
             interrupted=interrupted,
             journal=journal,
             **options,

@@ -5,7 +5,7 @@ import argparse
 import importlib.util
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,15 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     args = _arguments(argv)
     checkpoint = checkpoints.open_checkpoint(args.file)
-    say = _silent if args.quiet else _say
-    if args.path is not None:
-        return _paths(args, checkpoint, say, start)
+    with console.progress(args.quiet) as progress:
+        progress.begins("pairing")
+        return (_mlps if args.path is None else _paths)(
+            args, checkpoint, lambda lines: progress.says("\n".join(lines)), start
+        )
+
+
+def _mlps(args: argparse.Namespace, checkpoint: checkpoints.Checkpoint, say: Say, start: float) -> int:
+    """Pairs the halves of MLPs; the exit status is 0 where they are `paired` and every half could be read."""
     mlps = halves.find_halves(checkpoint, args.ins, args.outs, args.gate, args.transposed, args.fold_norm)
     say(results.chosen(args.file.name, mlps))
     if args.check:
@@ -135,14 +141,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.out_dir is not None and importlib.util.find_spec("matplotlib") is None:
         p.error("--out-dir: expected matplotlib to draw with, got none: pip install 'dropjax[report]'")
     return args
-
-
-def _say(lines: Sequence[str]) -> None:
-    print("\n".join(lines), flush=True)
-
-
-def _silent(_lines: Sequence[str]) -> None:
-    pass
 
 
 def _judged(args: argparse.Namespace, pair_of_sides: Halves) -> Judged:

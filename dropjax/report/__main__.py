@@ -2,8 +2,8 @@
 
 import argparse
 import io
+import itertools
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dropjax import console
 from dropjax.core.options import Options
+from dropjax.core.protocols import Progress, Status
 from dropjax.core.solution import Solution
 from dropjax.core.stack import ACTIVATIONS
 from dropjax.io.arguments import read_permutation, read_roles
@@ -82,21 +83,31 @@ def draw(description: str, make: Callable[..., Any]) -> tuple[bytes, Drawn]:
 # The command
 
 
-@contextmanager
-def steps(quiet: bool) -> Iterator["Step"]:
-    """A progress bar on a terminal, a line for each step in a log."""
-    if quiet:
-        yield lambda name: None
-    elif sys.stdout.isatty():
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+class Searching(Progress):
+    """Passes on how far the search is that one of the steps is."""
 
-        with Progress(BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as bar:
-            task = bar.add_task("reading", total=STEPS)
-            yield lambda name: bar.update(task, advance=1, description=name)
-            bar.update(task, completed=STEPS, description="done")
-    else:
-        start = time.perf_counter()
-        yield lambda name: print(f"{time.perf_counter() - start:6.1f} s  {name}", flush=True)
+    def __init__(self, shown: Progress) -> None:
+        self.shown = shown
+
+    def goes_on(self, status: Status) -> None:
+        """Keeps the bar, which is the report's."""
+        self.shown.goes_on(status._replace(done=0, of=STEPS))
+
+
+@contextmanager
+def steps(quiet: bool) -> Iterator[tuple["Step", Progress]]:
+    """A step's beginning, and the search's progress: a bar on a terminal; in a log a line for each step, and one every ten
+    seconds."""
+    start, begun, written_over = time.perf_counter(), itertools.count(), console.is_terminal()
+    with console.progress(quiet) as progress:
+
+        def step(name: str) -> None:
+            if not written_over:
+                progress.says(f"{time.perf_counter() - start:6.1f} s  {name}")
+            progress.begins(name)
+            progress.goes_on(Status(done=next(begun), of=STEPS))
+
+        yield step, Searching(progress)
 
 
 STEPS = 28
@@ -136,9 +147,9 @@ def main(argv: list[str] | None = None) -> int:
     device.configure(args.platform, cache=not args.no_cache)
     solution = pages = None
     try:
-        with console.interruptions(at_once=True), steps(args.quiet) as step:
+        with console.interruptions(at_once=True), steps(args.quiet) as (step, progress):
             pages = Pages(args.out, f"A dropped stack: {args.puzzle.resolve().name}", step)
-            solution = make(args, pages)
+            solution = make(args, pages, progress)
     except KeyboardInterrupt:
         if pages is None or not pages.written:
             raise
@@ -149,14 +160,14 @@ def main(argv: list[str] | None = None) -> int:
     return console.with_results(console.SOLVED if solved else console.NOT_SOLVED, pages.results)
 
 
-def make(args: argparse.Namespace, pages: Pages) -> Solution:
+def make(args: argparse.Namespace, pages: Pages, progress: Progress) -> Solution:
     """Solves the puzzle and writes the report on it; KeyboardInterrupt where it was to stop, once there is a page."""
     with console.interruptions() as interrupted:
         puzzle = load(args.puzzle, None if args.roles is None else read_roles(args.roles))
         initial = None if args.initial_order is None else read_permutation(args.initial_order)
         pages.step("solving")
         options = Options(activation=args.activation, initial_order=initial, time_limit=args.time_limit)
-        solution = solve(puzzle, options, interrupted=interrupted)
+        solution = solve(puzzle, options, progress=progress, interrupted=interrupted)
     from dropjax.reporting.exhibits import measure
 
     def so_far(report: "Report") -> None:

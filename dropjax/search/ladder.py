@@ -62,6 +62,7 @@ class Warmed:
 
     def look(self, at: WarmedState) -> Climbed:
         """The next phase: annealing on the fewest rows, on few, then least squares."""
+        self.ground.context.tell(done=0, of=0)
         ground, (few, more) = self.ground, COOLING
         hot, cold = ((at.hot, at.hot / few), (at.hot / few, at.hot / few / more), (0.0, 0.0))[at.phase]
         if at.phase == 2:

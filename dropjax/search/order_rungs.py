@@ -168,6 +168,7 @@ class Annealing:
 
     def look(self, at: AnnealingState) -> Annealed:
         """Some rounds more, and from time to time the likeliest other pairs."""
+        self.ground.context.tell(mse=float(at.last.best_mse), done=int(at.last.rounds), of=self.rounds)
         schedule = np.float32(self.hot), np.float32(self.cold), np.int32(self.rounds), np.int32(ANNEALED)
         after = anneal_rounds(self.ground.stack, at.last, *self.rows, *schedule)
         if float(after.mse) < ROUGH * self.ground.variance and int(after.rounds) % PAIRED_EVERY == 0:

@@ -96,6 +96,7 @@ class FromEach:
 
     def look(self, at: FromEachState) -> Climbed:
         """What the next start settles to."""
+        self.ground.context.tell(done=at.next, of=len(self.starts))
         ground, judged = self.ground, self.ground.judged(self.starts[at.next])
         found = climb(Settled(ground, self.ordering), judged, ground.context)
         return found._replace(evaluations=found.evaluations + judged.evaluations)

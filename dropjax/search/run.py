@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dropjax.core.options import Options
-from dropjax.core.protocols import Context, Progress, StopReason
+from dropjax.core.protocols import Context, Progress, Status, StopReason
 from dropjax.core.solution import Pairing, Stage
 from dropjax.runtime import mesh
 from dropjax.runtime.journal import Journal
@@ -40,8 +40,11 @@ class Run:
     interrupted: Callable[[], bool] = lambda: False
     journal: Journal | None = None
     started: float = field(default_factory=time.perf_counter)
+    in_numbers: Int[np.ndarray, " L"] | None = None
+    """Piece numbers of the input halves; without them, stages tell no orders."""
     label: str = ""
     """Behind the names of its stages, where there are other runs."""
+    status: Status = field(default_factory=Status)
     stages: list[Stage] = field(default_factory=list)
     log: list[Candidate] = field(default_factory=list)
     """Every arrangement that was run over all rows, in that order."""
@@ -61,7 +64,7 @@ class Run:
     @property
     def context(self) -> Context:
         """What the methods of the search are handed."""
-        return Context(self.options.memory, self.agreed_stop, self.keep)
+        return Context(self.options.memory, self.agreed_stop, self.keep, self.tell)
 
     def agreed_stop(self) -> StopReason | None:
         """Why the search has to stop now, if it has to, as the first process sees it: see `Context`."""
@@ -74,15 +77,35 @@ class Run:
         """What `function()` gives, from the journal where there is one that has it."""
         return function() if self.journal is None else self.journal.call(function, like, self.agreed_stop)
 
+    def tell(
+        self, *, mse: float | None = None, words: str | None = None, done: int | None = None, of: int | None = None
+    ) -> None:
+        """Passes on what is new in the middle of a stage; of MSEs the lowest counts."""
+        status, variance = self.status, self.yardstick.variance
+        if mse is not None and np.isfinite(mse) and variance > 0:
+            share = mse / variance
+            status = status._replace(share=share if status.share is None else min(share, status.share))
+        news = {"words": words, "done": done, "of": of}
+        self.status = status._replace(**{name: value for name, value in news.items() if value is not None})
+        self.progress.goes_on(self.status)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[dict]:
-        """Times a stage; what it puts into the yielded record (mse, rows, evaluations, swaps) is kept."""
+        """Times a stage; what it puts into the yielded record is kept: mse, rows, evaluations, swaps, and as order an
+        arrangement."""
         name += self.label
         self.progress.begins(name)
+        limit = self.options.time_limit
+        self.status = self.status._replace(deadline=None if limit is None else self.started + limit)
+        self.tell(words="", done=0, of=0)
         start = time.perf_counter()
         record: dict = {}
         yield record
-        self.stages.append(Stage(name=name, seconds=time.perf_counter() - start, **record))
+        seconds, arrangement = time.perf_counter() - start, record.pop("order", None)
+        if arrangement is not None and self.in_numbers is not None:
+            record["order"] = tuple(self.in_numbers[arrangement[:, 0]].tolist())
+        self.stages.append(Stage(name=name, seconds=seconds, **record))
+        self.tell(mse=self.stages[-1].mse)
         self.progress.ends(self.stages[-1])
 
     def full_pass(self, arrangement: Int[np.ndarray, "L 2"]) -> verify.Pass:
@@ -92,6 +115,7 @@ class Run:
             stack, x, pred, _ = self.problem
             self.passes[key] = verify.full_pass(stack, arrangement, x, pred, self.options.memory)
             self.log.append(Candidate(np.asarray(arrangement, np.int32), self.passes[key].mse))
+            self.tell(mse=self.passes[key].mse)
         return self.passes[key]
 
     def float32_noise(self, arrangement: Int[np.ndarray, "L 2"]) -> float:
@@ -115,8 +139,8 @@ class Run:
         return Answer(self.problem, self.yardstick, arrangement, passed, noise)
 
     def on_all_rows(self, arrangement: Int[np.ndarray, "L 2"]) -> dict:
-        """The arrangement's MSE as a stage's record has it."""
-        return {"mse": self.full_pass(arrangement).mse, "rows": len(self.problem.x)}
+        """The arrangement and its MSE as a stage's record has them."""
+        return {"mse": self.full_pass(arrangement).mse, "rows": len(self.problem.x), "order": arrangement}
 
 
 class Searched(NamedTuple):

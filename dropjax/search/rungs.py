@@ -97,6 +97,7 @@ class Ground:
     def judged(self, arrangement: Int[np.ndarray, "L 2"]) -> Climbed:
         """The arrangement with its MSE over many rows: one evaluation."""
         mse = score_arrangements(self.stack, arrangement[None], *self.many, memory=self.context.memory)
+        self.context.tell(mse=float(mse[0]))
         return Climbed(arrangement, float(mse[0]) if np.isfinite(mse[0]) else np.inf, evaluations=1)
 
     def best_of(self, arrangements: list[Int[np.ndarray, "L 2"]], default: Climbed) -> Climbed:

@@ -96,7 +96,7 @@ def solve(
         with run.stage("verify") as record:
             verdict = judged(run, puzzle, found)
             passed = level.restored(verdict.passed)
-            record |= {"mse": passed.mse, "rows": len(puzzle.x), "evaluations": 1}
+            record |= {"mse": passed.mse, "rows": len(puzzle.x), "evaluations": 1, "order": verdict.arrangement}
         ended = time.perf_counter()
     compiling, verifying_compiling = (clock.seconds(after, ended) for after in (started, search_ended))
     seconds = {
@@ -113,7 +113,7 @@ def _begun(puzzle: Puzzle, yardstick: Yardstick, options: Options, pool: ThreadP
     problem = Problem.of(puzzle.stack(first), puzzle.x, puzzle.pred)
     if not mesh.is_set():
         prepare(problem, options, pool)
-    return Run(problem, options, yardstick)
+    return Run(problem, options, yardstick, in_numbers=puzzle.in_numbers)
 
 
 def _searched(run: Run, puzzle: Puzzle) -> tuple[Run, Searched]:

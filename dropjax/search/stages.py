@@ -43,10 +43,12 @@ def seed_orders(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray
         if options.seed_order is not None:
             direction = options.direction or "ascending"
             arrangement = seeding.seed_order(options.seed_order, direction, few.stack, pairs, few.x, options.random_seed)
+            record["order"] = arrangement
             return both_ways(Start(f"{options.seed_order} {direction}", arrangement))
         seeds = seeding.portfolio(few.stack, pairs, few.x, few.pred)
         starts = [seeds[k] for k in np.argsort([seed.mse for seed in seeds])]  # one that overflowed, NaN, comes last
         record |= {"mse": starts[0].mse, "rows": min(len(few.x), seeding.SCORED_ROWS), "evaluations": len(starts)}
+        record["order"] = starts[0].arrangement
     return starts
 
 
@@ -62,8 +64,8 @@ def straightened(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarra
     with run.stage("straightening") as record:
         found = straighten(few.stack, arrangement, few.x, few.pred, tolerance, run.context)
         record |= {"mse": float(found.mse) if np.isfinite(found.mse) else None, "rows": len(few.x)}
-        record |= {"evaluations": int(found.rounds)}
-    arrangement = np.asarray(found.arrangement)
+        arrangement = np.asarray(found.arrangement)
+        record |= {"evaluations": int(found.rounds), "order": arrangement}
     # Where pred is noisy, a solved order's neighbours are so too: the best of them is still to be found.
     noisy = run.pred_noise is not None and run.solved(arrangement)
     return guided(run, arrangement) if noisy else arrangement
@@ -82,7 +84,7 @@ def guided(
             arrangement = np.asarray(repaired.arrangement)
             mse = float(repaired.proposals.mse)
             record |= {"mse": mse if np.isfinite(mse) else None, "rows": repaired.rows(len(x))}
-            record |= {"evaluations": int(repaired.rounds), "swaps": int(repaired.swaps)}
+            record |= {"evaluations": int(repaired.rounds), "swaps": int(repaired.swaps), "order": arrangement}
         if run.agreed_stop() or mse > tolerance or run.solved(arrangement):
             break
     return arrangement
@@ -125,6 +127,7 @@ def swap_gaps(
     for start in range(0, len(moves), per_call):
         if context.agreed_stop():
             return None
+        context.tell(done=start, of=len(moves))
         part = moves[start : start + per_call]
         score = partial(score_moves, problem.stack, arrangement, part, problem.x, problem.pred)
         scores.append(context.keep(partial(score, scored_together(depth), context.memory), np.zeros(per_call, np.float32)))

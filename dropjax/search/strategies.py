@@ -167,13 +167,15 @@ def climb_ladder(at: Auto) -> Iterator[Searched]:
     seeds = [start.arrangement for start in at.starts[:FALLBACK_SEEDS]] if attempt == 0 else []
     begun = [*seeds, *(at.starts[0].arrangement[rng.permutation(stack.depth)] for _ in range(RANDOM_STARTS))]
     best = ground.judged(begun[0])
-    for number, (name, rung) in enumerate(rungs(ground, begun)):
+    ladder = rungs(ground, begun)
+    for number, (name, rung) in enumerate(ladder):
         if number > 0 and (run.agreed_stop() or run.solved(best.arrangement)):
             break
         with run.stage(name) as record:
+            run.tell(words=f"attempt {at.attempts}, rung {number + 1} of {len(ladder)}")
             best = run.keep(partial(climb, rung, best, ground.context), best)
             record |= {"mse": best.mse, "rows": len(ground.many[0])}
-            record |= {"evaluations": best.evaluations, "swaps": best.moves}
+            record |= {"evaluations": best.evaluations, "swaps": best.moves, "order": best.arrangement}
         if number == 0 and not run.agreed_stop():
             evidence = evidence_of_nothing(ground, best.arrangement)
             if evidence is not None:

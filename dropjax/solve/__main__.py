@@ -23,6 +23,7 @@ from dropjax.runtime.journal import Journal
 from dropjax.runtime.writing import Results, ensure_writable, is_standard_output
 from dropjax.search.many import as_solved
 from dropjax.search.solving import identity, solve
+from dropjax.solve.advice import advice
 
 SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -210,15 +211,16 @@ def solve_one(args: argparse.Namespace, given: dict, start: float) -> int:
         quiet = args.quiet or alone or not mesh.is_first()
         if not quiet:
             print(describe_puzzle(puzzle, name), flush=True)
-        progress = console.progress(quiet)
-        solution = solve(puzzle, options, progress=progress, interrupted=interrupted, journal=journal)
+        with console.progress(quiet) as progress:
+            solution = solve(puzzle, options, progress=progress, interrupted=interrupted, journal=journal)
         seconds = {"load": loaded - start, **solution.seconds, "total": time.perf_counter() - start}
         solution = replace(solution, seconds=seconds)
         if mesh.is_first():
             if args.out is not None:
                 results.attempt(args.out, lambda: write_result(args.out, solution, args.expect_sha256))
             if not alone:
-                text = solution.permutation_text if args.quiet else "\n".join(verdict(solution, args.expect_sha256))
+                lines = [*verdict(solution, args.expect_sha256), *advice(solution, options, args.checkpoint)]
+                text = solution.permutation_text if args.quiet else "\n".join(lines)
                 if args.verify == "full" and solution.replay is None and not args.quiet:
                     print("the verification in full was interrupted: what follows is as --verify fast has it")
                 print(text, flush=True)

@@ -7,7 +7,6 @@ the package.
 import argparse
 import hashlib
 import json
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from dropjax import console
 from dropjax.core.errors import InputError
+from dropjax.core.protocols import Status
 from dropjax.core.puzzle import Puzzle
 from dropjax.core.solution import plain
 from dropjax.core.stack import ACTIVATIONS
@@ -98,27 +98,19 @@ def targets(out: Path, answer: Path | None, seeds: Sequence[int]) -> list[tuple[
 
 
 def watched(epochs: Iterable[training.Epoch], total: int, quiet: bool) -> Iterator[training.Epoch]:
-    """The epochs as they come, with the loss: a bar on a terminal, some twenty lines in a log."""
+    """The epochs as they come, with the loss: a bar on a terminal; in a log some twenty lines, and one every ten seconds."""
 
     def losses(epoch: training.Epoch) -> str:
         return "loss " + "  ".join(f"{value:.5f}" for value in np.asarray(epoch.loss))
 
-    if quiet:
-        yield from epochs
-    elif sys.stdout.isatty():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, TimeRemainingColumn()) as bar:
-            task = bar.add_task("compiling", total=total)
-            for epoch in epochs:
-                bar.update(task, completed=epoch.number, description=losses(epoch))
-                yield epoch
-    else:
-        start = time.perf_counter()
+    start, written_over = time.perf_counter(), console.is_terminal()
+    with console.progress(quiet) as progress:
+        progress.begins("training")
         for epoch in epochs:
-            if epoch.number in (1, total) or epoch.number % max(total // 20, 1) == 0:
-                print(f"epoch {epoch.number}/{total}  {losses(epoch)}  {time.perf_counter() - start:.1f} s", flush=True)
+            progress.goes_on(Status(done=epoch.number, of=total, words=losses(epoch)))
+            if not written_over and (epoch.number in (1, total) or epoch.number % max(total // 20, 1) == 0):
+                seconds = time.perf_counter() - start
+                progress.says(f"epoch {epoch.number}/{total}  {losses(epoch)}  {seconds:.1f} s")
             yield epoch
 
 
