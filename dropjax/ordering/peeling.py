@@ -368,8 +368,9 @@ def directions(
 ) -> Float[np.ndarray, "d k"]:
     """Directions along which the remaining blocks' residuals move the outputs most: the principal ones of their slopes."""
     width = x.shape[1]
-    of: Fit = jax.tree.map(mesh.fetch, fit(stack, left, x, pred, np.eye(width, dtype=np.float32)))
-    slopes = of.coefficients.reshape(-1, width, pred.shape[1]) * np.repeat(of.scales, [1, len(left)])[:, None, None]
+    of = fit(stack, left, x, pred, np.eye(width, dtype=np.float32))
+    scales = np.repeat(mesh.fetch(of.scales), [1, len(left)])
+    slopes = mesh.fetch(of.coefficients).reshape(-1, width, pred.shape[1]) * scales[:, None, None]
     slopes[0] += np.asarray(stack.w_last).T
     finite = np.nan_to_num(np.moveaxis(slopes, 2, 1).reshape(-1, width))
     return np.linalg.svd(finite, full_matrices=False)[2][:DIRECTIONS].T.copy()
