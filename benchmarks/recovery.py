@@ -68,6 +68,9 @@ SUITE = (
     Entry("d = 32", Recipe(hidden=64, rate=1e-3, epochs=60), width=32),
     Entry("d = 64", Recipe(hidden=128, rate=1e-3, epochs=60), width=64),
     Entry("h = 192", Recipe(hidden=192, rate=1e-3, epochs=60)),
+    Entry("5 epochs", Recipe(rate=1e-3, epochs=5)),
+    Entry("h < d", Recipe(hidden=16, optimizer="adamw", rate=1e-3, epochs=40), width=64),
+    Entry("sgd, L = 24", Recipe(depth=24, optimizer="sgd", rate=1e-3, epochs=60)),
 )
 SHORT = ("adam 1e-3", "adamw 0.1", "adamw 0.3", "adamw 3", "sgd", "gelu", "silu", "three outputs", "L = 12", "L = 24")
 

@@ -53,6 +53,18 @@ def wrong_spread(score: Float[np.ndarray, "L L"], partner: Int[np.ndarray, " L"]
     return float(np.sqrt(np.square(table[~np.eye(len(table), dtype=bool)]).sum() / freedom)), freedom
 
 
+def log_odds(pairing: Pairing) -> Float[np.ndarray, "L L"]:
+    """What the scores say of each pair, in nats, up to a constant for each half: the slope of log-likelihood ratios between
+    Gaussians of one spread, right pairs' mean being what the chosen ones have above the largest of L wrong ones, or 0."""
+    partner, count = pairing.partner, len(pairing.partner)
+    spread, _ = wrong_spread(pairing.score, partner)
+    table = without_effects(pairing.score, partner)[0] / max(spread, 1e-30)
+    mean = max(0.0, float(np.mean(np.diag(table))) - (2 * np.log(count)) ** 0.5)
+    found = np.empty_like(table)
+    found[:, partner] = mean * table
+    return found
+
+
 def certainty(pairing: Pairing, least_spread: float = 0.0, tries: int = 1) -> tuple[Float[np.ndarray, " L"], float]:
     """Each pair's regret in standard deviations of an exchange between wrong pairs, and the value that makes it clear.
 

@@ -1,8 +1,9 @@
 """Recovering a stack whose seed orders say little and whose pairs are in doubt.
 
 Rung by rung, each from the best so far: orders by least squares and by places, from seed orders and from random ones;
-pairings by least squares, each judged by the order that it leads to; annealing, where neither goes on; at last every move is
-scored exactly, the best one made, and so on until none helps. Of few blocks, every arrangement is tried.
+pairings by least squares, each judged by the order that it leads to; annealing, where neither goes on; every move scored
+exactly, the best one made, and so on until none helps; at last pairs and an order peeled off the table from the front, which
+begin from nothing. Of few blocks, every arrangement is tried.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from dropjax.ordering.places import is_deep
 from dropjax.runtime import mesh
 from dropjax.search.order_rungs import Annealing, ByFlips, ByPlaces
 from dropjax.search.pair_rungs import FromEach, Paired, Settled
+from dropjax.search.peeling_rung import ByPeeling
 from dropjax.search.rungs import SOME_ROWS, Climbed, Ground, Rung, RungMaker, climb
 from dropjax.search.scan_rungs import Exhausted, Scanned, exhaustible
 
@@ -94,15 +96,16 @@ def rungs(ground: Ground, starts: list[Int[np.ndarray, "L 2"]]) -> Sequence[Name
 
     A deep stack is put in order by places alone: single moves go astray there, and scoring all of them would never end.
     """
-    pairs = Named("pairs by least squares", Paired(ground, ByPlaces if is_deep(ground.stack.depth) else ByFlips))
+    ordering = ByPlaces if is_deep(ground.stack.depth) else ByFlips
+    pairs, peeling = Named("pairs by least squares", Paired(ground, ordering)), Named("peeling", ByPeeling(ground, ordering))
     if is_deep(ground.stack.depth):
-        return Named("places", FromEach(ground, starts, ByPlaces)), pairs
+        return Named("places", FromEach(ground, starts, ByPlaces)), pairs, peeling
     by_flips = Named("least squares", FromEach(ground, starts, ByFlips))
     by_places = Named("places", FromEach(ground, starts[:SEEDS_PLACED], ByPlaces))
     annealing, scan = Named("annealing", Warmed(ground, ByFlips)), Named("exact scan", Scanned(ground))
     if exhaustible(ground.stack.depth):
         return by_flips, pairs, annealing, pairs, scan, Named("every arrangement", Exhausted(ground))
-    return by_flips, by_places, pairs, annealing, pairs, scan
+    return by_flips, by_places, pairs, annealing, pairs, scan, peeling
 
 
 def evidence_of_nothing(ground: Ground, arrangement: Int[np.ndarray, "L 2"]) -> str | None:

@@ -13,7 +13,7 @@ from dropjax.core.solution import Pairing
 from dropjax.core.stack import Stack
 from dropjax.moves.exact import score_arrangements
 from dropjax.ordering.places import is_deep, rows_needed
-from dropjax.pairing.certainty import regrets
+from dropjax.pairing.certainty import doubtful, log_odds, regrets
 from dropjax.runtime import mesh
 from dropjax.search.problem import Table
 from dropjax.search.yardstick import attainable_mse
@@ -61,6 +61,10 @@ class Ground:
     """The pairing's score of input half i with output half j."""
     doubtful: Int[np.ndarray, " L"]
     """Input halves, the most doubtful first."""
+    certain: Int[np.ndarray, " L"]
+    """Each input half's partner where the pairing is clear of chance, and −1 where it is not."""
+    belief: Float[np.ndarray, "L L"]
+    """What the weights say of each pair, in nats."""
     exact: float
     """MSE from which nothing is left to find."""
     variance: float
@@ -83,11 +87,15 @@ class Ground:
         depth, outputs = stack.depth, stack.w_last.shape[0]
         places = rows_needed(depth, outputs)
         many = max(JUDGED_ROWS, places if is_deep(depth) else depth * (depth - 1))
+        certain = pairing.partner.copy()
+        certain[doubtful(pairing)] = -1
         return cls(
             stack,
             *(mesh.put_rows((table.x[:rows], table.pred[:rows])) for rows in (FEW_ROWS, SOME_ROWS, many, places)),
             score=pairing.score,
             doubtful=np.argsort(regrets(pairing.score, pairing.partner), kind="stable"),
+            certain=certain,
+            belief=log_odds(pairing),
             exact=attainable_mse(table.pred, pred_noise),
             variance=float(np.var(table.pred, axis=0).mean()),
             seed=seed,

@@ -1,0 +1,66 @@
+"""The rung that reads pairs and an order off the table from the front, and puts what it read in order."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from dropjax.ordering.peeling import Peeled, peel, rows_to_peel, start_peeling
+from dropjax.runtime import mesh
+from dropjax.search.pair_rungs import Settled
+from dropjax.search.rungs import Climbed, Ground, Rows, RungMaker, climb
+
+
+class ByPeelingState(NamedTuple):
+    """The state of `ByPeeling`."""
+
+    best: Climbed
+    last: tuple[Peeled, Climbed]
+    """How far the stack is peeled, and what its blocks settled to once all were placed."""
+    ended: bool
+
+
+@dataclass(frozen=True)
+class ByPeeling:
+    """An order peeled off the table from the front, with partners where the weights leave them in doubt, and what another
+    rung makes of it (`ordering.peeling`). It begins from nothing, and ends where the table knows nothing of the first
+    blocks.
+    """
+
+    ground: Ground
+    ordering: RungMaker
+
+    def start(self, best: Climbed) -> ByPeelingState:
+        """See `Rung`."""
+        best = best.afresh()
+        return ByPeelingState(best, (start_peeling(best.arrangement), best), ended=not self.ground.unfinished(best))
+
+    def ended(self, at: ByPeelingState) -> bool:
+        """See `Rung`."""
+        return at.ended
+
+    def look(self, at: ByPeelingState) -> tuple[Peeled, Climbed]:
+        """Some blocks more; behind the last one, what the order settles to."""
+        ground, (peeled, none) = self.ground, at.last
+        if peeled.placed < ground.stack.depth:
+            return peel(ground.stack, peeled, ground.certain, *self._rows(), ground.belief), none
+        judged = ground.judged(peeled.arrangement)
+        found = climb(Settled(ground, self.ordering), judged, ground.context)
+        return peeled, found._replace(evaluations=found.evaluations + judged.evaluations)
+
+    def _rows(self) -> Rows:
+        """Rows drawn anew in each attempt: other rows make other mistakes."""
+        x, pred = map(mesh.fetch, self.ground.many)
+        rows = np.random.default_rng(self.ground.seed).permutation(len(x))
+        rows = np.sort(rows[: rows_to_peel(self.ground.stack, self.ground.context.memory)])
+        return mesh.put_rows((x[rows], pred[rows]))
+
+    def step(self, at: ByPeelingState, found: tuple[Peeled, Climbed]) -> ByPeelingState:
+        """See `Rung`."""
+        (before, _), (peeled, settled) = at.last, found
+        ordered = peeled.placed == before.placed
+        return ByPeelingState(at.best.or_better(settled) if ordered else at.best, found, ordered or peeled.knows_nothing)
+
+    def best(self, at: ByPeelingState) -> Climbed:
+        """See `Rung`."""
+        return at.best
