@@ -28,7 +28,9 @@ nb_merge_streams = True
 default_role = "code"  # docstrings write `name` as Markdown does
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_default_options = {"members": True}
+autodoc_preserve_defaults = True
+autodoc_class_signature = "separated"  # fields are listed one by one
+autodoc_default_options = {"members": True, "undoc-members": True}
 python_maximum_signature_line_length = 90
 
 html_math_renderer = "mathml"

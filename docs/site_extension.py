@@ -8,10 +8,12 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from numpy.typing import ArrayLike
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.typing import stringify_annotation
 
 import dropjax
 
@@ -94,6 +96,16 @@ class LinkedNames(SphinxTransform):
                 )
                 literal.replace_self(link)
                 link += literal
+                _let_break(literal, name)
+
+
+def _let_break(literal: nodes.literal, name: str) -> None:
+    """Lets a line end behind the dots of a name, where it is long and the page is narrow."""
+    first, *others = name.split(".")
+    literal.clear()
+    literal += nodes.Text(first)
+    for part in others:
+        literal += [nodes.Text("."), nodes.raw("", "<wbr>", format="html"), nodes.Text(part)]
 
 
 def leave_unlinked(app: Sphinx, env, node: pending_xref, content: nodes.Node) -> nodes.Node | None:
@@ -102,8 +114,21 @@ def leave_unlinked(app: Sphinx, env, node: pending_xref, content: nodes.Node) ->
 
 
 def as_text(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Takes |x| and * of docstrings as what they are in mathematics, not as reStructuredText's marks."""
+    """Takes |x| and * of docstrings as what they are in mathematics, and indented lines as a table."""
     lines[:] = [re.sub(r"(`[^`]*`)|([|*])", lambda found: found[1] or f"\\{found[2]}", line) for line in lines]
+    for at in reversed(range(1, len(lines))):
+        if lines[at].startswith("    ") and not lines[at - 1]:
+            block = at + next((n for n, line in enumerate(lines[at:]) if not line), len(lines) - at)
+            lines[at:block] = ["::", "", *(line.replace("\\", "") for line in lines[at:block])]
+
+
+def shorten(
+    app: Sphinx, what: str, name: str, obj: object, options: object, signature: str | None, returned: str | None
+) -> tuple[str, str | None] | None:
+    """Writes ArrayLike for what it stands for, which is long."""
+    if not signature:
+        return None
+    return signature.replace(stringify_annotation(ArrayLike, "smart"), "~numpy.typing.ArrayLike"), returned
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -115,5 +140,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", link_to_pages)
     app.connect("missing-reference", leave_unlinked)
     app.connect("autodoc-process-docstring", as_text)
+    app.connect("autodoc-process-signature", shorten)
     app.add_html_math_renderer("mathml", (visit_inline_math, None), (visit_display_math, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

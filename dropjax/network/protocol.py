@@ -28,8 +28,8 @@ Block = Callable[[tuple[PyTree, ...], State], State] | Sequence[Callable[[PyTree
 COMPILED = (
     {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"} if version("jaxlib") == "0.10.2" else None
 )
-"""Compiler options: that version has a library for products and for sums on CPUs, which sums large arrays wrongly where blocks
-were mapped over rows (JAX issue 39103). Products alone are left to it."""
+"""Compiler options: that version has a library for products and for sums on CPUs, which sums large arrays wrongly where
+blocks were mapped over rows (JAX issue 39103). Products alone are left to it."""
 
 
 @jax.tree_util.register_dataclass
