@@ -96,9 +96,9 @@ def fit(
     limit = LIMITS[solver] if max_iterations is None else max_iterations
     flaw = _flaw(log_wins)
     with jax.enable_x64(True), jax.default_device(_host()):
-        # Without a maximum, or with a single item, nothing is iterated: the result is the zeros at the start and their
-        residual. end, residual = jax.device_get(_run(log_wins, float(tolerance), 0 if flaw or len(log_wins) == 1 else limit,
-    solver)) converged = len(log_wins) == 1 or end.change < tolerance
+        # Without a maximum, or with a single item, nothing is iterated: the result is the zeros and their residual.
+        end, residual = jax.device_get(_run(log_wins, float(tolerance), 0 if flaw or len(log_wins) == 1 else limit, solver))
+    converged = len(log_wins) == 1 or end.change < tolerance
     outcome = flaw or (FitOutcome.CONVERGED if converged else FitOutcome.NOT_CONVERGED)
     return Fit(end.log_strengths, outcome, int(end.iterations), float(residual))
 

@@ -100,8 +100,8 @@ def greedy_order(
     most = min(LOOKED_AT, depth)
 
     def size(norm: Float[Array, "*L"]) -> Float[Array, "*L"]:
-        largest = float(jnp.finfo(jnp.float32).max)  # blocks that overflow come behind all others and before those that are
-        placed return jnp.nan_to_num(sign * norm, nan=largest, posinf=largest)
+        largest = float(jnp.finfo(jnp.float32).max)  # blocks that overflow come last of all that are left
+        return jnp.nan_to_num(sign * norm, nan=largest, posinf=largest)
 
     def place(at: _Greedy, placed: Int[Array, ""]) -> tuple[_Greedy, Int[Array, ""]]:
         _, nearest = lax.top_k(-at.sizes, most)
