@@ -63,6 +63,12 @@ def test_every_page_of_the_site_is_in_its_contents():
     assert sorted(["index", *listed]) == sorted(page.stem for page in (ROOT / "docs").glob("*.md"))
 
 
+def test_fractions_have_braces():
+    # \tfrac12 x is ½x in TeX, and 12/x to the site's reader of TeX.
+    for page in PAGES:
+        assert re.findall(r"\\[td]?frac(?!\{).*", page.read_text(encoding="utf-8")) == [], page
+
+
 @pytest.mark.slow
 def test_the_tutorial_runs():
     code = "\n".join(cells((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")))

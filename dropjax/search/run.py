@@ -1,4 +1,4 @@
-"""One solve under way: its clock, its records, and whoever wants to know."""
+"""One solve under way: its clock, its records, and the receiver of its reports."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ class Candidate(NamedTuple):
 
 @dataclass
 class Run:
-    """One solve under way: its clock, its records, and whoever wants to know."""
+    """One solve under way: its clock, its records, and the receiver of its reports."""
 
     problem: Problem
     options: Options
@@ -41,7 +41,7 @@ class Run:
     journal: Journal | None = None
     started: float = field(default_factory=time.perf_counter)
     label: str = ""
-    """Behind the names of its stages, where there are other runs."""
+    """Text behind the names of the stages, to tell them from those of other runs."""
     stages: list[Stage] = field(default_factory=list)
     log: list[Candidate] = field(default_factory=list)
     """Every arrangement that was run over all rows, in that order."""
@@ -60,23 +60,23 @@ class Run:
 
     @property
     def context(self) -> Context:
-        """What the methods of the search are handed."""
+        """The context that the methods of the search receive."""
         return Context(self.options.memory, self.agreed_stop, self.keep)
 
     def agreed_stop(self) -> StopReason | None:
-        """Why the search has to stop now, if it has to, as the first process sees it: see `Context`."""
+        """The reason to stop now, or None, as the first process sees it: see `Context`."""
         limit = self.options.time_limit
         late = limit is not None and time.perf_counter() - self.started > limit
         reasons = (None, StopReason.INTERRUPTED, StopReason.TIME_LIMIT)
         return reasons[mesh.agreed(1 if self.interrupted() else 2 if late else 0)]
 
     def keep(self, function: Callable[[], T], like: T) -> T:
-        """What `function()` gives, from the journal where there is one that has it."""
+        """Returns the result of `function()`, from the journal if there is one that holds it."""
         return function() if self.journal is None else self.journal.call(function, like, self.agreed_stop)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict]:
-        """Times a stage; what it puts into the yielded record (mse, rows, evaluations, swaps) is kept."""
+        """Times a stage; the entries that it puts into the yielded record (mse, rows, evaluations, swaps) are kept."""
         name += self.label
         self.progress.begins(name)
         start = time.perf_counter()
@@ -86,7 +86,7 @@ class Run:
         self.progress.ends(self.stages[-1])
 
     def full_pass(self, arrangement: Int[np.ndarray, "L 2"]) -> verify.Pass:
-        """The arrangement over all rows; asking again costs nothing."""
+        """Runs the arrangement over all rows; results are cached."""
         key = np.asarray(arrangement, np.int32).tobytes()
         if key not in self.passes:
             stack, x, pred, _ = self.problem
@@ -95,7 +95,7 @@ class Run:
         return self.passes[key]
 
     def float32_noise(self, arrangement: Int[np.ndarray, "L 2"]) -> float:
-        """float32's noise in the arrangement's outputs; asking again costs nothing."""
+        """float32's noise in the arrangement's outputs; results are cached."""
         key = np.asarray(arrangement, np.int32).tobytes()
         if key not in self.noises:
             stack, _, _, table = self.problem
@@ -110,12 +110,12 @@ class Run:
         return self.answer(arrangement).outcome.solved
 
     def answer(self, arrangement: Int[np.ndarray, "L 2"]) -> Answer:
-        """The arrangement beside the yardstick."""
+        """The arrangement as an answer, beside the yardstick."""
         passed, noise = self.full_pass(arrangement), self.float32_noise(arrangement)
         return Answer(self.problem, self.yardstick, arrangement, passed, noise)
 
     def on_all_rows(self, arrangement: Int[np.ndarray, "L 2"]) -> dict:
-        """The arrangement's MSE as a stage's record has it."""
+        """The arrangement's MSE over all rows, as entries of a stage's record."""
         return {"mse": self.full_pass(arrangement).mse, "rows": len(self.problem.x)}
 
 
@@ -129,4 +129,4 @@ class Searched(NamedTuple):
     reason: str | None = None
     """Why nothing can be found, with the evidence."""
     notes: tuple[str, ...] = ()
-    """What else was found out."""
+    """Further findings."""
