@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import dropjax
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
@@ -36,6 +38,8 @@ def missing(page: Path) -> list[str]:
             continue
         path, _, heading = link.partition("#")
         target = page.parent / path if path else page
+        if path.startswith("dropjax/"):  # wherever the package is installed
+            target = Path(dropjax.__file__).parents[1] / path
         if not target.exists() or (heading and heading not in anchors(target.read_text(encoding="utf-8"))):
             lost.append(link)
     return lost
