@@ -47,7 +47,7 @@ def missing(page: Path) -> list[str]:
 
 def cells(page: str) -> list[str]:
     """The code of a notebook that is written as a MyST page."""
-    return re.findall(r"^```\{code-cell\}.*\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
 def test_links_lead_somewhere():
