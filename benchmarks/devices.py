@@ -1,4 +1,4 @@
-"""The same solve and kernels on every kind of device that JAX sees: devices.py [PUZZLE] [--json FILE] [--plot FILE].
+"""Runs the same solve and kernels on every kind of device that JAX sees: devices.py [PUZZLE] [--json FILE] [--plot FILE].
 
 Each run is a process of its own. "cold" starts with an empty cache of compiled programs, "warm" with the one that it left.
 The kernels are those of kernels.py, each device's own matrix-product rate beside them. With --counts, the same work on one
@@ -26,7 +26,7 @@ PARTS = ("load", "compile", "solve", "verify", "total")
 
 
 def platforms() -> list[str]:
-    """Of the devices that JAX sees here."""
+    """The kinds of devices that JAX sees here."""
     found = []
     for name in ("cpu", "gpu", "tpu"):
         try:
@@ -121,7 +121,7 @@ report = {
 with open(sys.argv[sys.argv.index("--json") + 1], "w") as file:
     json.dump(report, file)
 """
-"""The same work on as many devices as there are: a pass over many rows, and moves from an arbitrary order."""
+"""The work that is done on any number of devices: a pass over many rows, and moves from an arbitrary order."""
 WORK = ("one pass", "all swaps, exact", "all moves, first order")
 PASS_ROWS = 200_000
 """Rows of that pass: the table's, again and again."""

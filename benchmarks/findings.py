@@ -42,7 +42,7 @@ STARTS = 12
 """Random starts of each neighbourhood on the small stacks, and of least squares on the puzzle."""
 
 MOST_ROUNDS = 16
-"""Of a repair in the league: more than either of the paper's seeds takes."""
+"""Largest number of rounds of a repair in the league: more than either of the paper's seeds takes."""
 
 APPENDIX_SEEDS = (0, 1)
 LAST_EPOCHS = 20

@@ -31,7 +31,7 @@ from dropjax.search import verify
 from dropjax.search.problem import Problem
 
 ROWS = 2000
-"""Of the searches' kernels; forward passes over the whole table take all."""
+"""Rows of the searches' kernels; forward passes over the whole table take all."""
 
 
 class Kernel(NamedTuple):

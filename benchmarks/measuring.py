@@ -61,7 +61,7 @@ def _cpuinfo() -> Sequence[str]:
 
 
 def versions() -> dict[str, str]:
-    """Of what the times depend on."""
+    """The versions that the times depend on."""
     return {name: version(name) for name in ("dropjax", "jax", "jaxlib", "numpy", "scipy")}
 
 

@@ -42,7 +42,7 @@ class Point(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """The name of its files."""
         return f"{self.kind}-{self.L}-{self.d}-{self.N}"
 
 
@@ -52,7 +52,7 @@ LINES = {"L": (24, 48, 96, 192, 384, 768, 1024), "d": (32, 64, 128, 256), "N": (
 TRAINED = (24, 48, 96, 192)
 """Depths."""
 RECIPE = ("--optimizer=adamw", "--rate=1e-4", "--decay=1", "--epochs=200")
-"""Of the trained ones: the paper's Appendix A, and a decay that keeps the residuals of many blocks small."""
+"""Recipe of the trained stacks: the paper's Appendix A, and a decay that keeps the residuals of many blocks small."""
 TIMES = ("pair", "order", "verify", "total", "first_order")
 
 

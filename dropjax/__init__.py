@@ -1,7 +1,8 @@
 """dropjax puts the dropped layers of a residual network back in order.
 
-`load` a puzzle, `solve` it (or `solve_many`), look at the `Solution`; `pair` alone needs no table. `order` puts the parts of
-any other residual network in order, whose blocks are given as functions, and `check_order` says whether they are.
+`load` reads a puzzle, `solve` (or `solve_many`) solves it and returns a `Solution`. `pair` pairs halves from their weights
+and needs no table. `order` puts the parts of any other residual network in order, given its blocks as functions, and
+`check_order` says whether they are in order already.
 """
 
 from importlib.metadata import version

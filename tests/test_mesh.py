@@ -1,4 +1,4 @@
-"""The same answer on one device, on eight, and in two processes."""
+"""A solve gives the same answer on one device, on eight, and in two processes."""
 
 import json
 import os

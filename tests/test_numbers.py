@@ -23,7 +23,7 @@ def planted(seed=0, **changes):
 
 
 def with_predictions(puzzle: Puzzle, truth: tuple[int, ...]) -> Puzzle:
-    """The same pieces and inputs with what the stack in the order `truth` predicts."""
+    """The puzzle with the predictions of the stack in the order `truth`."""
     stack = puzzle.stack().arranged(puzzle.arrangement(truth))
     return dataclasses.replace(puzzle, pred=np.asarray(forward(stack, puzzle.x)))
 

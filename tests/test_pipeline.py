@@ -21,7 +21,7 @@ from dropjax.search import ladder, order_rungs, solving, stages, strategies, ver
 from dropjax.search.verdict import judged
 
 SHAPE = {"L": 8, "d": 12, "h": 20, "rows": 300}
-"""Of the planted puzzles: pairs show in the weights, depth in the residuals' size."""
+"""Settings of the planted puzzles: pairs show in the weights, depth in the residuals' size."""
 
 
 def planted(seed=0, **changes):

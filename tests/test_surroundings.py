@@ -33,7 +33,7 @@ FOREIGN = {
     "transfer_guard_device_to_device": "disallow_explicit",
     "transfer_guard_device_to_host": "disallow_explicit",
 }
-"""Of each setting, what a program may have chosen for itself."""
+"""For each setting, a value that a program may have chosen for itself."""
 
 
 def alone(**changes: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a solve can be told."""
+"""The options of a solve, and the checks of their values."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,15 +28,16 @@ MEMORY = 1 << 30
 
 @dataclass(frozen=True)
 class Options:
-    """What a solve can be told; every default is what somebody with a puzzle would want."""
+    """The options of a solve; the defaults suit somebody who has a puzzle and wants it solved."""
 
     method: Literal["auto", "paper"] = "auto"
     pairing: str | None = None
-    """A signal of `dropjax.pair`. None: ddr and, for `auto`, where that does not solve it, the one that separates best."""
+    """A signal of `dropjax.pair`. With None it is ddr; where that does not solve the puzzle, `auto` takes the signal that
+    separates best."""
     seed_order: str | None = None
-    """One of `seeding.SEED_ORDERS`. None: delta_norm for `paper`, the best of all for `auto`."""
+    """One of `seeding.SEED_ORDERS`. With None, `paper` takes delta_norm and `auto` the best of all."""
     direction: Literal["ascending", "descending"] | None = None
-    """Of a named seed order; None: ascending."""
+    """The direction of a named seed order; None means ascending."""
     rank: Literal["bradley_terry", "none"] = "bradley_terry"
     """Whether `paper` ranks the blocks by all swaps before it repairs their order."""
     bt_solver: Literal["mm", "newton"] = "mm"
@@ -45,26 +46,27 @@ class Options:
     initial_order: Sequence[int] | None = None
     """A permutation to start from, its pairing included."""
     activation: str = "relu"
-    """One of `ACTIVATIONS`, or "auto": every one is tried, and the right one is the one that can reproduce pred. Where
-    the one named leaves an error that another does not, the other is taken, and that is said."""
+    """One of `ACTIVATIONS`, or "auto", which tries every one and keeps the one that can reproduce pred. If a named
+    activation leaves an error that another one does not, the solver takes the other one and says so in a note."""
     search_rows: int = 2000
-    """Rows that `paper`'s searches decide on: the table's first."""
+    """Number of rows, from the table's first on, that the searches of `paper` decide on."""
     pred_decimals: int | None = None
-    """Decimals that pred is rounded to; found where None."""
+    """Decimals that pred is rounded to; with None they are found from pred itself."""
     pred_noise: float | None = None
-    """Standard deviation of the noise in pred, where it has any."""
+    """Standard deviation of the noise in pred; None where it has none. It is never inferred."""
     time_limit: float | None = None
-    """Seconds after which the search stops, and until which `auto` starts again; what it has by then is verified."""
+    """Seconds after which the search stops. Until then `auto` keeps starting new attempts; the best arrangement is then
+    verified."""
     random_seed: int = 0
     screen_precision: Literal["highest", "high", "default"] = "highest"
-    """Of the products behind the scores that guided repair takes its proposals from, as `jax.lax.Precision` names it; what
-    is kept is decided at the highest. Makes no difference on a CPU."""
+    """Precision, as `jax.lax.Precision` names it, of the products behind the scores that propose moves to guided repair.
+    What is kept is always decided at the highest precision. It makes no difference on a CPU."""
     verify: Literal["fast", "full"] = "fast"
     memory: int = MEMORY
     """Bytes that a kernel's intermediate arrays may take together."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError, naming the field, for a value that makes no sense."""
+        """Raises ValueError, naming the field, if a value makes no sense."""
         for name, expected, holds in _CHECKS:
             value = getattr(self, name)
             if not (value is None and name in _OPTIONAL) and not holds(value):
@@ -94,7 +96,7 @@ class OptionChanges(TypedDict, total=False):
 
 
 Check = tuple[str, str, Callable[[Any], bool]]
-"""A field, what is expected of it, and whether a value is that."""
+"""A field's name, a description of the values expected, and a test for them."""
 
 
 def _one_of(name: str, *legal: str) -> Check:

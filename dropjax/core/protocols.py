@@ -1,4 +1,4 @@
-"""What a search is handed: who hears of its stages, who keeps what it found, and when it has to stop."""
+"""The interfaces between a search and its caller: reports of its stages, storage of its results, and requests to stop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,20 +39,21 @@ class Status(NamedTuple):
 
 @runtime_checkable
 class Keep(Protocol):
-    """What a search makes its calls with."""
+    """A function through which a search makes its calls, so that their results can be kept."""
 
     def __call__(self, function: Callable[[], T], like: T) -> T:
-        """What `function()` gives, now or when it was called before; `like` has the same structure and shapes."""
+        """Returns the result of `function()`, or the result kept from an earlier call; `like` has the same structure and
+        shapes."""
         ...
 
 
 def keep_nothing(function: Callable[[], T], like: T) -> T:
-    """Makes the call, each time."""
+    """Calls the function each time and keeps nothing."""
     return function()
 
 
 def go_on() -> StopReason | None:
-    """Never stops."""
+    """Always answers that the search may go on."""
     return None
 
 
@@ -62,12 +63,12 @@ def tell_nobody(*, mse: float | None = None, done: int | None = None, of: int | 
 
 @dataclass(frozen=True)
 class Context:
-    """What every method of a search is handed; the default is a search that nobody stops and nobody keeps."""
+    """The surroundings that each method of a search receives. By default nothing stops the search and nothing is kept."""
 
     memory: int = MEMORY
     """Bytes that a kernel's intermediate arrays may take together."""
     agreed_stop: Callable[[], StopReason | None] = go_on
-    """Why the search has to stop now, if it has to. All processes get the first one's answer, so that all take the same way:
+    """Returns the reason to stop now, or None. All processes get the answer of the first, so that all take the same way;
     each has to ask at the same places."""
     keep: Keep = keep_nothing
     tell: Callable[..., None] = tell_nobody
@@ -75,17 +76,17 @@ class Context:
 
 
 ALONE = Context()
-"""The context of a method that is called by itself."""
+"""The context of a method that is called outside a search."""
 
 
 class Progress:
-    """Hears of every stage; this one does nothing with it."""
+    """Receives a report of every stage. This base class ignores them; subclasses override its methods."""
 
     def begins(self, stage: str) -> None:
-        """A stage begins."""
+        """Called when a stage begins."""
 
     def goes_on(self, status: Status) -> None:
         """Something is new of the stage under way. This may come often: what it does has to be quick."""
 
     def ends(self, stage: Stage) -> None:
-        """A stage has ended."""
+        """Called when a stage has ended."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 
 def _erf(z: Any) -> np.ndarray:
-    from scipy import special  # which a solve does not need, and which takes its time to import
+    from scipy import special  # imported here because it is slow to import and most solves do not need it
 
     return np.asarray(special.erf(z))
 
@@ -35,7 +35,7 @@ class Activation(NamedTuple):
 
     of: Callable[[Array], Array]
     twin: Callable[[np.ndarray], np.ndarray]
-    """The same in NumPy, in float64 and by other arithmetic, for `replay`."""
+    """The activation in NumPy, in float64 and by other arithmetic, for `replay`."""
 
     def __call__(self, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """The activations, in JAX."""
@@ -43,12 +43,12 @@ class Activation(NamedTuple):
 
 
 def leaky_relu(slope: float) -> Activation:
-    """z where z > 0, else slope·z; named leaky_relu(SLOPE)."""
+    """The activation that is z where z > 0 and slope·z elsewhere; its name is leaky_relu(SLOPE)."""
     return Activation(lambda z: jnp.where(z > 0, z, slope * z), lambda z: np.where(z > 0, z, slope * z))
 
 
 class Activations(dict[str, Activation]):
-    """The activations by name; leaky_relu(SLOPE) has its own for every finite slope."""
+    """The activations by name. The name leaky_relu(SLOPE) stands for an activation of its own for every finite slope."""
 
     def __missing__(self, name: str) -> Activation:
         found = SLOPED.fullmatch(name)
@@ -80,7 +80,7 @@ ACTIVATIONS = Activations(
     ),
     sigmoid=Activation(jax.nn.sigmoid, _expit),
 )
-"""Every activation by its name; one more is one more line."""
+"""Every activation by its name; to add one, add a line."""
 
 
 @jax.tree_util.register_dataclass
@@ -100,7 +100,8 @@ class Stack:
     b_last: Float[Array, " o"]
     activation: str = field(default="relu", metadata={"static": True})
     precision: str = field(default="highest", metadata={"static": True})
-    """Of every product with its weights, as `lax.Precision` names them: only scores that decide nothing may be less."""
+    """Precision of all products with the weights, as `lax.Precision` names it. Only scores that decide nothing may use a
+    lower one."""
 
     @property
     def depth(self) -> int:
@@ -128,7 +129,7 @@ def preactivation(stack: Stack, half: Int[Array, ""], x: Float[Array, "N d"]) ->
     return product(x, pick(stack.w_in, half), stack.precision) + pick(stack.b_in, half)
 
 
-@jax.jit  # so that a program which runs blocks in many places traces one
+@jax.jit  # so that a program that runs blocks in many places traces the function once
 def residual(stack: Stack, halves: Int[Array, "2"], x: Float[Array, "N d"]) -> Float[Array, "N d"]:
     """r(x) = W_out·act(W_in·x + b_in) + b_out of the block made of `halves` (paper, Eq. 1)."""
     half_in, half_out = halves
@@ -162,7 +163,7 @@ def forward(stack: Stack, x: Float[Array, "N d"]) -> Float[Array, "N o"]:
 
 
 class Trajectory(NamedTuple):
-    """What rows go through on their way."""
+    """The states and preactivations of all rows on their way through the stack."""
 
     states: Float[Array, "L+1 N d"]
     """x_0 = x, x_{k+1} = x_k + r_k(x_k): row k is the state before position k."""
@@ -171,7 +172,7 @@ class Trajectory(NamedTuple):
 
 
 def trajectory(stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"]) -> Trajectory:
-    """One pass forward."""
+    """Runs one pass forward and keeps the states and preactivations on the way."""
 
     def step(x: Float[Array, "N d"], halves: Int[Array, "2"]):
         z = preactivation(stack, halves[0], x)
@@ -200,7 +201,7 @@ def adjoints(
 
 
 def replay(stack: Stack, x: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The outputs [N, o] once more, in float64 and NumPy: an account of `forward` that shares none of its arithmetic."""
+    """Computes the outputs [N, o] in float64 with NumPy: a reference for `forward` that shares none of its arithmetic."""
     act = ACTIVATIONS[stack.activation].twin
     w_in, b_in, w_out, b_out, w_last, b_last = (
         np.asarray(a, np.float64) for a in (stack.w_in, stack.b_in, stack.w_out, stack.b_out, stack.w_last, stack.b_last)

@@ -42,7 +42,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-"""Of the MLP, by the names in `config.json`."""
+"""Activations of the MLP, by the names in `config.json`."""
 
 Part = dict[str, dict[str, Float[Array, "..."]]]
 
@@ -70,7 +70,7 @@ class Encoder:
 
     checkpoint: Checkpoint
     prefix: str
-    """Of the layers' names, up to the number."""
+    """Start of the layers' names, up to the number."""
     numbers: tuple[int, ...]
     """The layers' numbers in the checkpoint, from the first to the last."""
     settings: Settings

@@ -31,7 +31,7 @@ FACTORS = 12
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, and how: by default as in the paper's Appendix A, which leaves the batch size open.
+    """A stack to train and how to train it: by default as in the paper's Appendix A, which leaves the batch size open.
 
     Raises `InputError` for what cannot be trained.
     """
@@ -47,7 +47,7 @@ class Recipe:
     decay: float = 0.0
     """Weight decay of adamw, per unit of `rate`."""
     momentum: float = 0.9
-    """Of sgd."""
+    """Momentum of sgd."""
     epochs: int = 200
     batch: int = 64
     """Rows per step, or all there are."""
@@ -91,11 +91,11 @@ EXAMPLE_RECIPE = {
 }
 """The example that ships with the package: where its training departs from the command line's defaults."""
 EXAMPLE_SHA256 = "c9b5d3b2e89ced7d6778cfae25104e4768e071d02c88475301704b663139f648"
-"""Of its answer, the numbers joined by commas."""
+"""SHA-256 of the example's answer, the numbers joined by commas."""
 
 
 class Epoch(NamedTuple):
-    """Where S stacks trained at once stand after an epoch."""
+    """State, after an epoch, of S stacks that are trained at once."""
 
     number: int
     """From 1."""
@@ -205,7 +205,7 @@ def _standardised(columns: Float[np.ndarray, "N n"]) -> Float[np.ndarray, "N n"]
 
 
 def drop(stack: Stack, x: ArrayLike, true: ArrayLike | None, seed: int) -> tuple[Puzzle, tuple[int, ...]]:
-    """The puzzle of a stack that fell on the floor, and its answer: piece numbers in, out, in, out, …, last.
+    """Drops a stack: returns the puzzle and its answer, piece numbers in, out, in, out, …, last.
 
     The 2L + 1 numbers are a permutation drawn from `seed` alone. pred [N, o] is the stack's output in float32 at highest
     precision. x is [N, d], true [N, o] or [N] or None.

@@ -1,1 +1,1 @@
-"""Moves on arrangements, and what they do to the outputs: exactly and to first order."""
+"""Moves on arrangements, and their effects on the outputs: exactly and to first order."""

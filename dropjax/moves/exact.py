@@ -1,4 +1,4 @@
-"""What moves and whole arrangements do to the MSE, exactly, as batched forward passes.
+"""Exact effects of moves and whole arrangements on the MSE, as batched forward passes.
 
 All candidates of a kernel start from the same arrangement, whose states are kept, so that a candidate is run only from the
 first position it changes: all swaps of L blocks cost L(L²−1)/3 block evaluations instead of L²(L−1)/2.
@@ -41,8 +41,8 @@ def score_moves(
     """MSE over the given rows after each of K moves.
 
     Each is run from the first position that it changes (D18 in docs/method.md). `together` candidates share each batched
-    product; moves that are sorted by their first position share most. One at a
-    time, every core has candidates of its own and runs as many rows as its cache holds.
+    product; moves that are sorted by their first position share most. With one candidate at a time, every core has
+    candidates of its own and runs as many rows as its cache holds.
     """
     parts = workers() if together == 1 else 1
     filled = np.concatenate([moves, nothing(stack.depth, -len(moves) % (parts * together))])

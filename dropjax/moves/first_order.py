@@ -1,6 +1,6 @@
-"""What an arrangement knows once it is linearised: what every move would do, from one pass forward and one back.
+"""Linearisation of an arrangement: the first-order effect of every move, from one pass forward and one back.
 
-The derivations, D1 to D7, are in docs/method.md; every other module that looks at an arrangement to first order asks here.
+The derivations, D1 to D7, are in docs/method.md; all other modules take first-order effects from here.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ from dropjax.moves.arrangements import INSERTION, SWAP
 from dropjax.runtime.rows import mean_over_rows, sum_over_rows
 
 BATCH_ROWS = 1 << 14
-"""Rows, over all neighbours together, up to which their swaps are scored as one batch of products."""
+"""Swaps of neighbours are scored as one batch of products if they have no more rows than this, all together."""
 
 
 class Linearised(NamedTuple):
@@ -69,7 +69,7 @@ def adjacent_changes(stack: Stack, arrangement: Int[Array, "L 2"], at: Linearise
 
 
 class Steps(NamedTuple):
-    """What blocks add to the states and to the adjoints: all that flips follow from."""
+    """Increments that the blocks add to the states and to the adjoints; flips are computed from these."""
 
     residuals: Float[Array, "L N d"]
     """R_k = x_{k+1} − x_k."""
@@ -142,10 +142,10 @@ def far_changes(at: Linearised) -> FarChanges:
 
 
 class FirstOrder(NamedTuple):
-    """What every move is predicted to add to the MSE; entries with i ≥ j are 0."""
+    """Predicted change of the MSE by every move; entries with i ≥ j are 0."""
 
     mse: Float[Array, ""]
-    """Of the arrangement itself: exact."""
+    """MSE of the arrangement itself, which is exact."""
     adjacent: Float[Array, " L-1"]
     """Exchanges of neighbours, with their exact change of the state behind them."""
     far: Float[Array, "3 L L"]
@@ -153,7 +153,7 @@ class FirstOrder(NamedTuple):
 
     @property
     def moves(self) -> Float[Array, "3 L L"]:
-        """`far`, but for neighbours, of which all three are the one swap, as `adjacent` has it."""
+        """`far`, with the values of `adjacent` for neighbours, because all three of their moves are the same swap."""
         return with_neighbours(self.far, self.adjacent)
 
 

@@ -19,15 +19,15 @@ from dropjax.core.stack import ACTIVATIONS, Stack
 from dropjax.runtime import mesh
 
 ON_CHIP = 1 << 16
-"""Bytes of a block's weights, up to which they have room beside its rows in any such GPU's shared memory."""
+"""Largest block weights, in bytes, that fit beside the block's rows in the shared memory of any such GPU."""
 LEAST = 16
-"""Of a tensor core's product, each way: widths are filled up to a multiple of it."""
+"""Smallest size of a tensor core's product in each dimension: widths are filled up to a multiple of it."""
 ACROSS = 64
-"""Units of a product, at most."""
+"""Largest number of units in a product."""
 
 
 def usable(stack: Stack) -> bool:
-    """Whether this stack's candidates can be run here; gelu cannot, its erfc being unknown to kernels."""
+    """Whether the kernel can run this stack's candidates; it cannot run gelu, because kernels have no erfc."""
     if jax.default_backend() != "gpu" or mesh.is_set():
         return False
     gpu = jax.devices()[0]
@@ -122,5 +122,5 @@ def _product(interpret: bool) -> Callable[[Array, Array], Array]:
 
 
 def _filled(a: Array, *axes: int, to: int = LEAST) -> Array:
-    """The array with zeros behind, up to a multiple of `to` along these axes."""
+    """The array, filled up with zeros to a multiple of `to` along these axes."""
     return jnp.pad(a, [(0, -n % to if axis in axes else 0) for axis, n in enumerate(a.shape)])

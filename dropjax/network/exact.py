@@ -75,12 +75,12 @@ def _filled(a: Int[np.ndarray, "n ..."], length: int) -> Int[np.ndarray, "m ..."
 
 
 class Scored(NamedTuple):
-    """What a plan's arrangements gave."""
+    """The results of a plan's arrangements."""
 
     losses: Float[Array, "C N"]
-    """Of each row; those beyond the real ones are 0."""
+    """Loss of each row of each arrangement; those of the arrangements that only fill up are 0."""
     outputs: PyTree[Shaped[Array, "N ..."]]
-    """The last arrangement's."""
+    """The last arrangement's outputs."""
 
 
 @partial(jax.jit, static_argnames="capacity", compiler_options=COMPILED)

@@ -29,10 +29,10 @@ from dropjax.network.protocol import COMPILED, Network, State
 HIGHEST = lax.Precision.HIGHEST
 
 RIDGES = (1e-3, 1e-2, 0.1, 1.0)
-"""Of the regressions on flips, in units of the flips' mean square sum."""
+"""Ridges of the regressions on flips, in units of the flips' mean square sum."""
 
 MOVES_AT_ONCE = 512
-"""Moves whose pairs of steps are held at the same time."""
+"""Number of moves whose pairs of steps are held at the same time."""
 
 
 class Linearised(NamedTuple):
@@ -41,14 +41,14 @@ class Linearised(NamedTuple):
     flips: Float[Array, "F F n c"]
     """Δ_ab for steps a < b; 0 elsewhere."""
     replaced: Float[Array, "L K L n c"]
-    """What it adds if, for one kind, the part at a position stands in for the part at another, [in, kind, of]. K is P where
-    one function runs all parts of a block, and else 0."""
+    """Change of the outputs if, for one kind, the part of one position stands at another, [in, kind, of]. K is P if one
+    function runs all parts of a block, and 0 otherwise."""
     error: Float[Array, "n c"]
-    """What Δ would have to be for the loss's quadratic model to be least, in the same combinations; the first is 0."""
+    """The Δ, in the same combinations, that would minimise the loss's quadratic model; the first entry is 0."""
 
 
 def steps(network: Network) -> int:
-    """Steps F that an arrangement has."""
+    """Number of steps F of an arrangement."""
     return network.depth * (network.kinds if network.in_turn else 1)
 
 
@@ -138,8 +138,8 @@ def linearise(
 def _replaced(
     network: Network, arrangement: Int[Array, "L P"], row: Int[Array, " P"], state: State, g: list[Float[Array, "c N ..."]]
 ) -> Float[Array, "K L N c"]:
-    """What each position's part of each kind adds if it stands in this row, which `state` runs into; g are the adjoints
-    behind it."""
+    """Change by each position's part of each kind if it stands in this row, whose block gets `state`; g are the adjoints
+    behind the block."""
     sound = _floats(network.run(network.pick(row), state))
 
     def one(row: Int[Array, " P"]) -> Float[Array, "N c"]:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 from dropjax.core.errors import InputError
 
 State = PyTree[Shaped[Array, "N ..."]]
-"""What goes from block to block: arrays whose first axis is rows."""
+"""The state that goes from block to block: arrays whose first axis is rows."""
 Block = Callable[[tuple[PyTree, ...], State], State] | Sequence[Callable[[PyTree, State], State]]
 """`block(parts, state)` with one part of each kind, or for each kind a function `(part, state)`, to be run in turn."""
 
@@ -28,14 +28,14 @@ Block = Callable[[tuple[PyTree, ...], State], State] | Sequence[Callable[[PyTree
 COMPILED = (
     {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"} if version("jaxlib") == "0.10.2" else None
 )
-"""Compiler options: that version leaves products and sums on CPUs to a library, which sums large arrays wrongly where blocks
-were mapped over rows (JAX issue 39103). So only products are left to it."""
+"""Compiler options. In that version a library computes products and sums on CPUs, and it sums large arrays wrongly if blocks
+are mapped over rows (JAX issue 39103). It is therefore used for products alone."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Network:
-    """L blocks of P parts, and what is done with their outputs."""
+    """L blocks of P parts, with the read-out and the loss of their outputs."""
 
     steps: tuple[Partial, ...]
     """One function of all P parts, or a function of one part for each kind; each takes and returns a state."""
@@ -81,7 +81,7 @@ def squared_error(outputs: PyTree[Shaped[Array, "N ..."]], target: PyTree[Shaped
 
 
 def itself(state: State) -> State:
-    """The state as it is: the read-out where none is given."""
+    """Returns the state as it is: the read-out if none is given."""
     return state
 
 

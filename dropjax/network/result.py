@@ -52,7 +52,7 @@ class Move:
         return self.named(())
 
     def named(self, names: Sequence[str]) -> str:
-        """The move in words, `names` being what kinds of parts are called; by default they are numbered."""
+        """The move in words; `names` are the names of the kinds of parts, which are numbered by default."""
         kinds = " and ".join(names[p] if names else f"part {p}" for p in self.kinds)
         what = "" if self.whole else f"{kinds} of "
         if self.insertion:
@@ -67,7 +67,7 @@ class Stage:
     name: str
     seconds: float
     loss: float
-    """Of the best arrangement so far, over `rows` rows."""
+    """Loss of the best arrangement so far, over `rows` rows."""
     rows: int
     evaluations: int
     """Arrangements scored exactly."""
@@ -76,13 +76,13 @@ class Stage:
 
 
 class Progress:
-    """Told what goes on; this one keeps it to itself."""
+    """Receives a report of every stage. This base class ignores them; subclasses override its methods."""
 
     def begins(self, stage: str) -> None:
-        """A stage begins."""
+        """Called when a stage begins."""
 
     def ends(self, stage: Stage) -> None:
-        """A stage has ended."""
+        """Called when a stage has ended."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,16 @@ class Ordering:
     arrangement: Int[np.ndarray, "L P"]
     """Row k: which of the given parts of each kind stand at position k."""
     loss: float
-    """Mean over all rows."""
+    """Mean loss over all rows."""
     start_loss: float
-    """Of the arrangement that the search started from, over all rows."""
+    """Mean loss over all rows of the arrangement that the search started from."""
     outcome: Outcome | Minimum
-    """As of a `Solution`; where there is no target that the outputs could reproduce, the kind of minimum."""
+    """The outcome, as in a `Solution`; without a target that the outputs could reproduce, the kind of minimum."""
     rows: int
     error: float | None
     """RMS(f − target) over all rows as a fraction of the target's spread; None without such a target."""
     tolerance: float | None
-    """The error up to which it is exact: 1e-5, or float32's noise where that is more."""
+    """The largest error that counts as exact: 1e-5, or float32's noise if that is larger."""
     ties: tuple[Move, ...]
     """Moves from the answer that change its outputs by no more than float32's noise: no table can tell."""
     undecided: tuple[Move, ...]
@@ -110,7 +110,7 @@ class Ordering:
     evaluations: int
     """Arrangements scored exactly, each from the first position where it parts from another one."""
     passes: float
-    """What these cost, in passes of all rows through all blocks."""
+    """Cost of these evaluations, in passes of all rows through all blocks."""
     seconds: float
     stop_reason: str
     random_seed: int
@@ -125,7 +125,7 @@ class Ordering:
         return tuple(jax.tree.map(lambda a, p=p: a[self.arrangement[:, p]], part) for p, part in enumerate(parts))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, text, lists and dicts; null for what is not finite."""
+        """The result as plain numbers, text, lists and dicts, with null for numbers that are not finite."""
         record = {name: getattr(self, name) for name in self.__dataclass_fields__}
         record |= {"solved": self.solved, "outcome": self.outcome.value}
         record |= {name: list(map(str, getattr(self, name))) for name in ("ties", "undecided")}
@@ -134,7 +134,7 @@ class Ordering:
 
 @dataclass(frozen=True)
 class Check:
-    """Whether parts stand right, and if not, what mends it."""
+    """Whether the parts stand in the right order and, if not, the moves that mend it."""
 
     ordering: Ordering
     """The best arrangement found; its row k is k, k, … where nothing is wrong."""
@@ -152,7 +152,7 @@ class Check:
         return self.described(())
 
     def described(self, names: Sequence[str]) -> str:
-        """What was found in words, `names` being what kinds of parts are called."""
+        """The finding in words; `names` are the names of the kinds of parts."""
         found = self.ordering
         if self.sound:
             noisy = found.outcome is Outcome.NOISE_FLOOR

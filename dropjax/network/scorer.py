@@ -13,20 +13,20 @@ from dropjax.runtime import mesh
 from dropjax.runtime.device import side_by_side, workers
 
 MOST = 128
-"""Arrangements of one plan, at most."""
+"""Largest number of arrangements in one plan."""
 
 TOGETHER = 16
-"""States that an accelerator runs through the same parts as one batch. A CPU has nothing to gain from that."""
+"""Number of states that an accelerator runs through the same parts as one batch. A CPU gains nothing from batches."""
 
 
 @dataclass
 class Cost:
-    """What scoring has cost so far."""
+    """Cost of the scoring so far."""
 
     evaluations: int = 0
     """Arrangements scored."""
     blocks: float = 0.0
-    """Blocks run for that, in units of a block over all rows of the table."""
+    """Blocks run for them, in units of one block over all rows of the table."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Scorer:
     capacity: int
     together: int
     cost: Cost = field(default_factory=Cost)
-    """Shared with those made of this one by `towards` and `with_parts`."""
+    """The cost so far, shared with the scorers that `towards` and `with_parts` make of this one."""
 
     @classmethod
     def of(
         cls, network: Network, x: State, target: PyTree | None, chunk: int, memory: int = MEMORY, together: int | None = None
     ) -> "Scorer":
-        """With the table on the devices, `chunk` of its rows at a time; states take up to half of `memory`, in bytes."""
+        """Puts the table on the devices in chunks of rows; states take up to half of `memory`, in bytes."""
         rows = len(jax.tree.leaves(x)[0])
         bytes_per_state = sum(np.asarray(a[0]).nbytes for a in jax.tree.leaves(x)) * chunk
         fits = memory // (4 * workers() * max(bytes_per_state, 1)) - 1
@@ -67,7 +67,7 @@ class Scorer:
         return replace(self, network=network, chunks=[(x, new) for (x, _), new in zip(self.chunks, targets, strict=True)])
 
     def row_losses(self, arrangements: Int[np.ndarray, "K L P"], rows: int | None = None) -> Float[np.ndarray, "K n"]:
-        """Losses over the first `rows` rows, or all of them; ∞ where they are no numbers."""
+        """Losses over the first `rows` rows, or over all; ∞ in place of NaN."""
         rows = rows or self.rows
         parts = self._parts(arrangements)
         plans = [self._plan(arrangements[part], rows) for part in parts]

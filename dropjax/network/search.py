@@ -19,7 +19,7 @@ Arrangement = Int[np.ndarray, "L P"]
 Arrangements = Int[np.ndarray, "K L P"]
 
 ALL_ARRANGEMENTS = 720
-"""Arrangements up to which all are tried."""
+"""All arrangements are tried if there are no more than this."""
 
 BATCH = 24
 """Moves scored before the best of them are made."""
@@ -28,15 +28,16 @@ TOGETHER = np.array([2, 3, 4, 6, 8, 12, 16, 24])
 """Numbers of moves, the best ones that do not touch the same places, that are tried together."""
 
 GUIDED_FROM = 12
-"""Steps from which on moves are scored to first order before any is tried: it costs the compiling of another program."""
+"""With at least this many steps, moves are scored to first order before any is tried: that needs another compiled
+program."""
 JOINTLY_FROM = 20
-"""Blocks from which on that pays where one function runs all parts of a block: it then takes P·L² runs of a block."""
+"""The same threshold in blocks if one function runs all parts of a block: the scores then take P·L² runs of a block."""
 SAMPLES = 64
-"""Rows times combinations of outputs that first-order scores and regressions on flips look at, of two combinations or more:
-further ones tell hardly more, and each costs a pass back."""
+"""Rows times combinations of outputs that first-order scores and regressions on flips use, with at least two combinations.
+More of them tell hardly more, and each combination costs a pass back."""
 
 PAIRS_OF = 14
-"""Moves that harm least at a local minimum, any two of which are tried one after the other."""
+"""Number of least harmful moves at a local minimum of which any two are tried together."""
 
 GAIN = 1e-6
 """Fraction of the loss by which a move has to lower it."""
@@ -44,7 +45,7 @@ GAIN = 1e-6
 ANNEALED = 60
 """Batches of an annealing."""
 HOT, COLD = 0.3, 0.003
-"""Its first and last temperature, in units of what moves typically change at the local minimum that it leaves."""
+"""First and last temperature of an annealing, in units of the typical change by a move at the local minimum it leaves."""
 
 
 class Descent(NamedTuple):
@@ -52,18 +53,18 @@ class Descent(NamedTuple):
 
     arrangement: Arrangement
     loss: float
-    """Over the rows that the descent looks at; ∞ before it has looked."""
+    """Loss over the rows that the descent uses; ∞ before the first evaluation."""
     expected: Float[np.ndarray, " K"]
-    """What each move changed when it was last tried, or is predicted to."""
+    """Change of the loss by each move when it was last tried, or its predicted change."""
     tried: Bool[np.ndarray, " K"]
     """Which moves have been tried from this arrangement."""
     made: int
-    """Batches of which a move was made."""
+    """Number of batches of which a move was made."""
 
 
 @dataclass
 class Search:
-    """One search: what it scores with, how it is told that it is solved or has to stop, and who keeps its results."""
+    """One search: its scorer, its tests for being solved and for stopping, and the keeper of its results."""
 
     scorer: Scorer
     solved: Callable[[Arrangement, float], bool]
@@ -93,8 +94,8 @@ class Search:
     # Descents
 
     def descend(self, arrangement: Arrangement, rows: int, seed: int = 0) -> Descent:
-        """Moves that lower the loss, and any two moves where none does, until no more are found, or it is solved or has to
-        stop."""
+        """Makes moves that lower the loss, or two at once if no single move does, until none is found or the search is
+        solved or has to stop."""
         count = len(self.listed)
         at = Descent(arrangement, np.inf, self.random(seed).random(count) * 1e-12, np.zeros(count, bool), 0)
         while not self.stop():
@@ -129,7 +130,7 @@ class Search:
         return self._lowered(at, candidates, np.concatenate([losses, self.scorer.losses(together, rows)]))
 
     def _lowered(self, at: Descent, candidates: Arrangements, losses: Float[np.ndarray, " K"]) -> Descent:
-        """At the best of the candidates, where it lowers the loss."""
+        """The descent at the best of the candidates, if that lowers the loss."""
         best = int(np.argmin(losses))
         if not losses[best] < at.loss - GAIN * abs(at.loss):
             return at
@@ -142,7 +143,7 @@ class Search:
         return several[TOGETHER[len(several) > TOGETHER - 2] - 2]
 
     def _guidance(self, at: Descent) -> tuple[Float[np.ndarray, " K"], Int[np.ndarray, "n L P"]]:
-        """What each move is predicted to add, and arrangements that all predictions together ask for."""
+        """The predicted change by each move, and arrangements that all predictions together suggest."""
         network, (x, target) = self.scorer.network, self.scorer.chunks[0]
         combinations = min(self.scorer.outputs, max(2, SAMPLES // self.scorer.chunk))
         key = jax.random.key(self.random_seed)
@@ -176,8 +177,8 @@ class Search:
     def annealed(self, at: Descent, rows: int, seed: int) -> Arrangement:
         """The best arrangement of an annealing from a descent's end.
 
-        A batch of random moves is scored at once. Those before the first one that passes the Metropolis test are rejected,
-        that one is made, and the rest is not looked at: what is made is what one move after another would make.
+        A batch of random moves is scored at once. The moves before the first one that passes the Metropolis test are
+        rejected, that one is made, and the rest are ignored, so that the moves made are those of one trial after another.
         """
         typical = float(np.median(np.abs(at.expected[np.isfinite(at.expected)])))
         now = best = (at.arrangement, at.loss)
@@ -199,7 +200,7 @@ class Search:
         return (after[first], float(losses[first])) if passes[first] else at
 
     def all_arrangements(self) -> Arrangements | None:
-        """Every arrangement, where there are few."""
+        """Tries every arrangement, if there are few."""
         network = self.scorer.network
         if math.factorial(network.depth) ** network.kinds > ALL_ARRANGEMENTS:
             return None

@@ -11,17 +11,17 @@ from jaxtyping import Float, Int, PyTree, Shaped
 from dropjax.network.scorer import Scorer
 
 SEEDED_FROM = 10
-"""Blocks from which on a search begins with the best of these orders; fewer are ordered from anywhere."""
+"""With at least this many blocks a search begins with the best of these orders; fewer blocks need no such start."""
 
 ARRAYS = 16
-"""Arrays of a part, the largest ones, whose numbers are looked at."""
+"""Number of arrays of a part, the largest ones, that are summarised."""
 
 ROUNDS = 2
-"""Times that each kind's order is chosen, the others' being given."""
+"""How often each kind's order is chosen while the orders of the others are held."""
 
 
 def numbers(part: PyTree[Shaped[np.ndarray, "L ..."]]) -> Float[np.ndarray, "n L"]:
-    """RMS and mean of each array of each part of one kind, those that are no numbers left out."""
+    """RMS and mean of each array of each part of one kind; arrays that hold no numbers are left out."""
     arrays = [np.asarray(a, np.float64) for a in jax.tree.leaves(part) if np.issubdtype(np.asarray(a).dtype, np.number)]
     arrays = [a.reshape(len(a), -1) for a in sorted(arrays, key=lambda a: -a.size)[:ARRAYS]]
     found = [np.sqrt(np.mean(a**2, axis=1)) for a in arrays] + [a.mean(axis=1) for a in arrays]

@@ -30,19 +30,19 @@ from dropjax.runtime.device import describe
 from dropjax.runtime.journal import Journal
 
 ENOUGH = 8192
-"""Outputs, over all rows looked at, that a search begins with: few rows of many outputs, or many of one."""
+"""A search begins with as many rows as have this many outputs together: few rows of many outputs, or many rows of one."""
 ROWS = 512
-"""Rows that it begins with at most."""
+"""Largest number of rows that a search begins with."""
 DEEP, DEEP_ROWS = 12, 8
-"""Blocks from which on it begins with at least so many rows."""
+"""With at least so many blocks, a search begins with at least so many rows."""
 
 ATTEMPTS = 9
 """Descents after which a search without a time limit ends."""
 
 STOPS = (None, "interrupted", "time limit")
-"""Why a search has to stop, where it has to."""
+"""The reasons for which a search has to stop."""
 STALLED = "no move that was tried lowers the loss"
-"""Why a search ends that was not stopped."""
+"""The reasons for which a search ends by itself."""
 
 T = TypeVar("T")
 
@@ -78,10 +78,10 @@ def order(
     bind other arrays of the same shapes, and nothing is compiled anew.
 
     `start` is the arrangement that the search starts from, by default the parts as they stand. With `time_limit`, in
-    seconds, it goes on until that is over, else for `ATTEMPTS` descents. `target_noise` is the standard deviation of noise
-    in the target, where it has any: an RMS error within twice that is the outcome `noise_floor`. Arrays of states take up to
-    half of `memory`, in bytes. `interrupted` is asked between batches. What a `journal` holds is not searched again;
-    `identity` says what it depends on.
+    seconds, the search goes on until that time is over; otherwise it ends after `ATTEMPTS` descents. `target_noise` is the
+    standard deviation of the noise in the target, if it has any: an RMS error within twice that is the outcome
+    `noise_floor`. Arrays of states take up to half of `memory`, in bytes. `interrupted` is called between batches. Results
+    that a `journal` holds are not computed again; `identity` returns what they depend on.
 
     Raises `InputError` where these do not fit together.
     """
@@ -90,7 +90,7 @@ def order(
         raise InputError("target: expected the recorded outputs, or a loss of the outputs alone, got neither")
     protocol.check(network, x, target, own_loss=loss is not None)
     rows = len(jax.tree.leaves(x)[0])
-    whole = target is None  # a loss of the outputs alone may know of the rows it is for
+    whole = target is None  # a loss of the outputs alone may hold something of each row it is for
     chunk = rows if whole else rows_to_begin_with(network, x, loss is not None)
     scorer = Scorer.of(network, x, target, chunk, memory)
     judge = Judge(scorer, _comparable(network, x, target), loss is None, target_noise or 0.0)
@@ -119,7 +119,7 @@ def check_order(
 
 
 def rows_to_begin_with(network: Network, x: State, own_loss: bool) -> int:
-    """Rows that a search looks at first: as many as have outputs enough to tell arrangements apart."""
+    """Number of rows that a search uses first: those with enough outputs to tell arrangements apart."""
     rows = len(jax.tree.leaves(x)[0])
     outputs = sum(a.size for a in jax.tree.leaves(jax.eval_shape(network.read_out, x))) // rows
     enough = ROWS if own_loss else -(-ENOUGH // max(outputs, 1))
@@ -150,7 +150,7 @@ def _start(start: Int[np.ndarray, "L P"] | None, network: Network) -> Int[np.nda
 
 @dataclass
 class Run:
-    """One search under way: its clock, its records, and whoever wants to know."""
+    """One search under way: its clock, its records, and the receiver of its reports."""
 
     scorer: Scorer
     judge: Judge
@@ -162,7 +162,7 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     stages: list[Stage] = field(default_factory=list)
     best: tuple[Int[np.ndarray, "L P"], float] | None = None
-    """The arrangement of the lowest loss over all rows, and that."""
+    """The arrangement of the lowest loss over all rows, and that loss."""
     minimum: Minimum = Minimum.STOPPED
 
     def stop(self) -> str | None:
@@ -186,7 +186,7 @@ class Run:
         self.progress.ends(self.stages[-1])
 
     def found(self, arrangement: Int[np.ndarray, "L P"]) -> bool:
-        """Notes an arrangement; whether it is the best so far."""
+        """Records an arrangement; returns whether it is the best so far."""
         (loss,) = self.scorer.losses(arrangement[None])
         better = self.best is None or bool(loss < self.best[1])
         if better:
@@ -194,7 +194,7 @@ class Run:
         return better
 
     def ordering(self, start: Int[np.ndarray, "L P"]) -> Ordering:
-        """The whole search, and the last word on what it found."""
+        """Runs the whole search and judges what it found."""
         self.found(start)
         assert self.best is not None
         start_loss = self.best[1]
@@ -208,7 +208,8 @@ class Run:
         return self._judged(solved, start_loss)
 
     def _search(self, search: Search, start: Int[np.ndarray, "L P"]) -> None:
-        """Every arrangement, where there are few; else descents, from here and there, until it is solved or time is up."""
+        """Tries every arrangement if there are few; otherwise makes descents from several starts until solved or out of
+        time."""
         everything = search.all_arrangements()
         if everything is not None:
             with self.stage("every arrangement", self.scorer.rows) as record:
@@ -217,7 +218,7 @@ class Run:
                 self.minimum, record["loss"] = Minimum.GLOBAL, self.best[1]
             return
         scorer = self.scorer
-        rows = scorer.rows if self.judge.target is None else scorer.chunk  # a minimum is one over all rows or none
+        rows = scorer.rows if self.judge.target is None else scorer.chunk  # only a minimum over all rows counts as one
         if self.scorer.network.depth >= SEEDED_FROM and not self.stop():
             with self.stage("seed order", rows) as record:
                 like = (start, 0.0)
@@ -242,7 +243,7 @@ class Run:
     def _beginning(
         self, search: Search, attempt: int, start: Int[np.ndarray, "L P"], last: Descent | None, rows: int
     ) -> tuple[str, Int[np.ndarray, "L P"]]:
-        """What an attempt is called and where it begins."""
+        """The name of an attempt and the arrangement where it begins."""
         assert self.best is not None
         if attempt == 0 or last is None:
             return "descent", start
@@ -253,7 +254,7 @@ class Run:
         return "kick", search.kicked(self.best[0], 2 + attempt // 2, attempt)
 
     def _judged(self, solved: bool, start_loss: float) -> Ordering:
-        """All that is said of the best arrangement."""
+        """Everything that is reported of the best arrangement."""
         assert self.best is not None
         kinds, judge, (arrangement, loss) = self.scorer.network.kinds, self.judge, self.best
         ties = rivals = np.zeros((0, 4), np.int32)
@@ -292,14 +293,15 @@ class Run:
         )
 
     def _rivals(self, arrangement: Int[np.ndarray, "L P"]) -> moves.Moves:
-        """Moves that may be no worse than the arrangement, for all that the rows tell."""
+        """Moves that, as far as the rows tell, may make the arrangement no worse."""
         listed = moves.every_move(len(arrangement), moves.kind_sets(arrangement.shape[1])[0])
         losses = self.scorer.losses(moves.moved(arrangement, listed))
         return undecided(self.scorer, arrangement, listed[np.argsort(losses, kind="stable")[:RIVALS]])
 
 
 def identity(parts: Sequence[PyTree], x: State, target: PyTree | None, **others: object) -> dict[str, str]:
-    """What a search's results depend on, for its journal: these arrays, and whatever else is named."""
+    """Everything that a search's results depend on, by which its journal is recognised: these arrays and the named
+    values."""
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path((tuple(parts), x, target)):
         array = np.asarray(leaf)

@@ -1,4 +1,4 @@
-"""The last word on an arrangement: every row, float32's noise, and the arrangements that it cannot be told from."""
+"""Verification of an arrangement: every row, float32's noise, and the arrangements that it cannot be told from."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +18,8 @@ EXACT = 1e-5
 """An exact answer's RMS error, as a fraction of the target's spread."""
 
 NEAR = 1e-2
-"""RMS errors, in the same units, from which on all rows are looked at; and the most that float32's noise may excuse."""
+"""All rows are evaluated if the RMS error, in the same units, is below this; float32's noise excuses no larger one
+either."""
 
 TWICE = 2.0
 """Times float32's noise: the error of an exact answer, where that is more. Two runs differ by √2 times the noise of one."""
@@ -40,7 +41,7 @@ def spread(leaf: Shaped[np.ndarray, "N ..."]) -> float:
 
 
 def rms(a: Shaped[np.ndarray, "N ..."], b: Shaped[np.ndarray, "N ..."]) -> float:
-    """RMS difference; ∞ where it is no number."""
+    """RMS difference; ∞ in place of NaN."""
     found = float(np.sqrt(np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)))
     return found if np.isfinite(found) else np.inf
 
@@ -51,7 +52,7 @@ class Judge:
 
     scorer: Scorer
     target: PyTree[Shaped[np.ndarray, "N ..."]] | None
-    """On the host; None where the outputs cannot be compared with it."""
+    """The target on the host; None if the outputs cannot be compared with it."""
     default_loss: bool
     """Whether the search's loss is the mean squared error."""
     target_noise: float = 0.0
@@ -83,7 +84,7 @@ class Judge:
         return self.target_noise / min(self.scales, default=1.0) if self.target is not None else 0.0
 
     def exact(self, arrangement: Int[np.ndarray, "L P"]) -> bool:
-        """Whether its error is one that float32 accounts for, whatever noise was declared."""
+        """Whether float32 accounts for the arrangement's error, whatever noise was declared."""
         return self.error(arrangement) <= self.tolerance(arrangement)
 
     def error(self, arrangement: Int[np.ndarray, "L P"]) -> float:
@@ -102,8 +103,8 @@ class Judge:
         return max(EXACT, min(TWICE * self.noise(arrangement), NEAR))
 
     def noise(self, arrangement: Int[np.ndarray, "L P"]) -> float:
-        """What rounding does to the outputs, as `error` has it: the change after all numbers of the parts and of the first
-        rows were moved at random, by up to one in their last place."""
+        """The effect of rounding on the outputs, in the units of `error`: their change when all numbers of the parts and of
+        the first rows are moved at random by up to one unit in their last place."""
         key = arrangement.tobytes()
         if key not in self.noises:
             (x, target), network = self.scorer.chunks[0], self.scorer.network
@@ -147,7 +148,7 @@ class Judge:
 
 
 def _shaken(tree: PyTree) -> PyTree:
-    """Every real number moved at random by up to one in its last place."""
+    """Moves every real number at random by up to one unit in its last place."""
 
     def shake(number: int, a: Array) -> Array:
         if not jnp.issubdtype(a.dtype, jnp.floating):

@@ -36,7 +36,7 @@ FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin
 """What checkpoints are called in a model's folder."""
 
 ROWS, TOKENS = 8, 16
-"""Of random tokens, where no inputs are given."""
+"""Shape of the random tokens that are used if no inputs are given."""
 
 
 def parser() -> console.Parser:

@@ -1,1 +1,1 @@
-"""In what order the blocks stand: each method of its own."""
+"""Methods that find the order of the blocks, a module for each."""

@@ -1,9 +1,9 @@
-"""Annealing an order whose seeds say little: many moves a round, proposed by first-order scores and decided exactly.
+"""Annealing of an order that no seed order comes near: many moves a round, proposed by first-order scores, decided exactly.
 
 One pass forward and one back give the predicted effect of every swap and insertion. A round draws moves as plain annealing
-would, lets each pass the Metropolis test on its predicted effect, applies those that passed and do not overlap together,
-and lets the whole pass a second, exact test on what it adds beyond what the first allowed (delayed acceptance: Christen
-and Fox, 2005).
+would and subjects each to the Metropolis test on its predicted effect. The moves that passed and do not overlap are applied
+together, and a second, exact test decides on the rise beyond what the first test allowed (delayed acceptance: Christen and
+Fox, 2005).
 """
 
 from typing import NamedTuple
@@ -28,18 +28,18 @@ class Annealed(NamedTuple):
 
     arrangement: Int[Array, "L 2"]
     mse: Float[Array, ""]
-    """Of `arrangement`, over the rows given."""
+    """MSE of `arrangement` over the rows given."""
     best: Int[Array, "L 2"]
     best_mse: Float[Array, ""]
     changes: Float[Array, "3 L L"]
     """Predicted changes of the MSE from `arrangement`: insertion of i at j, of j at i, and the exchange of i and j."""
     most: Int[Array, ""]
-    """Moves that a round may apply: doubled by acceptance, halved by rejection."""
+    """Largest number of moves that a round applies: acceptance doubles it, rejection halves it."""
     rounds: Int[Array, ""]
     moves: Int[Array, ""]
     """Moves accepted."""
     key: UInt32[Array, " k"]
-    """Of the random numbers, as data."""
+    """Key of the random numbers, as data."""
 
 
 def start_annealing(arrangement: Int[np.ndarray, "L 2"], seed: int) -> Annealed:
@@ -52,7 +52,7 @@ def start_annealing(arrangement: Int[np.ndarray, "L 2"], seed: int) -> Annealed:
 
 
 def from_here(at: Annealed, arrangement: Int[np.ndarray, "L 2"]) -> Annealed:
-    """This annealing, continued from another arrangement; the first round does nothing but look at it."""
+    """This annealing, continued from another arrangement; the first round only evaluates it."""
     infinite, zero = mesh.put((np.float32(np.inf), np.int32(0)))
     return at._replace(arrangement=mesh.put(arrangement), mse=infinite, best_mse=infinite, most=zero)
 
@@ -112,7 +112,7 @@ def _apply_drawn(
 ) -> tuple[Int[Array, "L 2"], Int[Array, ""], Float[Array, ""]]:
     """Moves drawn at random that pass on their predicted effect, applied where they do not overlap.
 
-    Beside them their number, and the rise of the MSE that the test has allowed. Spans are log-uniform, from neighbours to
+    Also returns their number and the rise of the MSE that the test has allowed. Spans are log-uniform, from neighbours to
     the whole depth.
     """
     depth = len(at.arrangement)

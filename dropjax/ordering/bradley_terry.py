@@ -1,4 +1,4 @@
-"""A ranking out of pairwise comparisons: the Bradley-Terry model (paper, §4.3), and how far from transitive they are.
+"""Ranking from pairwise comparisons by the Bradley-Terry model (paper, §4.3), and tests of their transitivity.
 
 Item i beats j with probability s_i / (s_i + s_j). Wins and strengths are kept as logarithms in float64: soft wins reach
 exp(−593) and strengths span 47 nats on the real puzzle. x64 is switched on here alone, and the fit runs on the host.
@@ -22,15 +22,15 @@ LIMITS = {"mm": 100_000, "newton": 1_000}
 two groups of items together."""
 
 SURE_STEP = 1.79
-"""In nats of log odds. Up to here Newton's step, or a part of it, raises the likelihood whatever the data, for the model is
-generalised self-concordant (Sun and Tran-Dinh 2019): e^d ≤ d² + d + 1."""
+"""Length in nats of log odds up to which Newton's step, or a part of it, raises the likelihood whatever the data, because
+the model is generalised self-concordant (Sun and Tran-Dinh 2019): e^d ≤ d² + d + 1."""
 
 LONGEST_STEP = 10.0
-"""In nats of log odds. Longer ones can end where the likelihood rises and yet is too flat for float64 to find back."""
+"""Longest step, in nats of log odds. A longer one can end where the likelihood is too flat for float64 to find back."""
 
 
 class FitOutcome(StrEnum):
-    """What became of a fit."""
+    """How a fit ended."""
 
     CONVERGED = "converged"
     NOT_CONVERGED = "not_converged"
@@ -46,7 +46,7 @@ class Fit:
     """Fitted strengths, and how far to trust them."""
 
     log_strengths: Float[np.ndarray, " n"]
-    """Mean zero, always finite; all zero where no maximum exists."""
+    """Log strengths of mean zero, always finite; all zero if no maximum exists."""
     outcome: FitOutcome
     iterations: int
     residual: float
@@ -96,7 +96,7 @@ def fit(
     limit = LIMITS[solver] if max_iterations is None else max_iterations
     flaw = _flaw(log_wins)
     with jax.enable_x64(True), jax.default_device(_host()):
-        # Without a maximum, or with one item alone, no iteration: the zeros it starts from and their residual.
+        # Without a maximum, or with a single item, nothing is iterated: the result is the zeros and their residual.
         end, residual = jax.device_get(_run(log_wins, float(tolerance), 0 if flaw or len(log_wins) == 1 else limit, solver))
     converged = len(log_wins) == 1 or end.change < tolerance
     outcome = flaw or (FitOutcome.CONVERGED if converged else FitOutcome.NOT_CONVERGED)
@@ -104,7 +104,7 @@ def fit(
 
 
 def order(fitted: Fit) -> Int[np.ndarray, " n"]:
-    """The items, strongest first; equally strong ones as they were numbered."""
+    """The items, the strongest first; equally strong ones in the order of their numbers."""
     return np.argsort(-fitted.log_strengths, kind="stable")
 
 
@@ -112,14 +112,14 @@ def _host():
     """The host's CPU: float64 is slow on some accelerators and missing on others."""
     try:
         return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX was told to see no CPU
+    except RuntimeError:  # JAX was configured without the CPU
         return jax.local_devices()[0]
 
 
 def _flaw(log_wins: Float[np.ndarray, "n n"]) -> FitOutcome | None:
     """Why the likelihood has no maximum; None where it has one, every item being linked to every other by wins."""
     won = log_wins > -np.inf
-    if won[0, 1:].all() and won[1:, 0].all():  # all linked through one item, as soft wins are: no need to search
+    if won[0, 1:].all() and won[1:, 0].all():  # soft wins link all items through one: no search is needed
         return None
     if scipy.sparse.csgraph.connected_components(won, connection="strong", return_labels=False) == 1:
         return None
@@ -128,17 +128,17 @@ def _flaw(log_wins: Float[np.ndarray, "n n"]) -> FitOutcome | None:
 
 
 class State(NamedTuple):
-    """Where an iteration stands."""
+    """State of an iteration."""
 
     log_strengths: Float[Array, " n"]
-    """Mean zero."""
+    """Log strengths of mean zero."""
     change: Float[Array, ""]
     """Largest change of a log strength in the last iteration, in Newton's method before any damping."""
     iterations: Int[Array, ""]
 
 
 Solver = tuple[Float[Array, " n"], Callable[[State], State]]
-"""Log strengths to start from, and one iteration."""
+"""A solver: the log strengths to start from, and one iteration."""
 
 
 @partial(jax.jit, static_argnames="solver")
@@ -156,15 +156,15 @@ def _run(
 
 
 def _chances(log_strengths: Float[Array, " n"]) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
-    """Probabilities that i beats j and that j beats i: from one exponential, and the small ones as precise as the large."""
+    """Probabilities that i beats j and that j beats i, from one exponential; small ones are as precise as large ones."""
     by = log_strengths[:, None] - log_strengths
     odds = jnp.exp(-jnp.abs(by))
     return jnp.where(by > 0, 1, odds) / (1 + odds), jnp.where(by > 0, odds, 1) / (1 + odds)
 
 
 def _surplus(wins: Float[Array, "n n"], log_strengths: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Each item's wins less those expected, the likelihood's gradient, as surprising wins less surprising defeats: wins
-    that were sure say nothing and would drown the others.
+    """Each item's wins less those expected, which is the likelihood's gradient, computed as surprising wins less surprising
+    defeats: wins that were certain cancel, and would swamp the others in rounding.
     """
     _, losing = _chances(log_strengths)
     surprise = wins * losing
@@ -172,7 +172,7 @@ def _surplus(wins: Float[Array, "n n"], log_strengths: Float[Array, " n"]) -> Fl
 
 
 def _mm(log_wins: Float[Array, "n n"]) -> Solver:
-    """Equal strengths, and Eq. 9."""
+    """The solver by Eq. 9, from equal strengths."""
     wins = jnp.exp(log_wins)
     games = wins + wins.T
     log_won = jax.nn.logsumexp(log_wins, axis=1)
@@ -241,9 +241,9 @@ class Transitivity:
     members: Int[np.ndarray, "c 3"]
     """The three-cycles: each item before the next, the last before the first. The first has the lowest number."""
     margins: Float[np.ndarray, " c"]
-    """Of each cycle, the smallest of its three |gaps|."""
+    """The smallest of the three |gaps| of each cycle."""
     spans: Int[np.ndarray, " c"] | None
-    """Of each cycle, the largest less the smallest place among its members, where places were given."""
+    """The largest less the smallest place among the members of each cycle, if places were given."""
     median_margin_all: float
     """Median |gap| over all pairs; NaN where there are none."""
 

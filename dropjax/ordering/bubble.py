@@ -22,7 +22,7 @@ from dropjax.runtime.rows import row_chunks, sum_over_chunks
 
 class _Sweep(NamedTuple):
     position: Int[Array, ""]
-    """Everything left of it is decided."""
+    """Position up to which all swaps are decided."""
     state: Float[Array, "C M d"]
     """The state before `position`, in chunks of rows."""
     arrangement: Int[Array, "L 2"]
@@ -36,7 +36,7 @@ class Rounds(NamedTuple):
 
     arrangement: Int[Array, "L 2"]
     mse: Float[Array, ""]
-    """Over the rows the sweeps decided on."""
+    """MSE over the rows that the sweeps decided on."""
     rounds: Int[Array, ""]
     swaps: Int[Array, " most"]
     """Swaps kept in each round; the last one is 0 where the repair is done."""

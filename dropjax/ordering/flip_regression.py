@@ -1,7 +1,7 @@
-"""The order by least squares: to first order every two blocks that stand the wrong way round add a change of their own.
+"""The order by least squares: to first order, every two blocks that stand the wrong way round add a change of their own.
 
-One regression of the errors on all such changes tells all wrong ways at once, also where they make up for one another and no
-single move helps. It owes nothing to the weights.
+One regression of the errors on all such changes finds all wrong pairs at once, even if their effects cancel and no single
+move helps. It does not use any signal in the weights.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ A = TypeVar("A", np.ndarray, Array)
 
 
 ORDER_RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
-"""Ridges of an order, in the same units: weak ones near the answer, strong ones far from it."""
+"""Ridges of an order, in the same units: weak ones suit an order near the answer, strong ones an order far from it."""
 
 
 class Normal(NamedTuple):
@@ -51,8 +51,8 @@ def normal_equations(
     memory: int = MEMORY,
     reach: int | None = None,
 ) -> Normal:
-    """What a regression of −e on Δ_ij, for all `flippable` i < j, has to solve; Δ_ij is the change of the outputs by the
-    blocks at i and j standing the other way round (D8 in docs/method.md)."""
+    """The normal equations of a regression of −e on Δ_ij, for all `flippable` i < j. Δ_ij is the change of the outputs when
+    the blocks at i and j stand the other way round (D8 in docs/method.md)."""
     i, j = flippable(stack.depth, reach)
 
     def of_chunk(x, pred, weight):
@@ -67,7 +67,7 @@ def normal_equations(
 
 
 def ridge_solutions(normal: Normal, ridges: Sequence[float] = ORDER_RIDGES) -> list[Float[np.ndarray, " P"]]:
-    """For each ridge, how much of each unknown the errors ask for."""
+    """For each ridge, the share of each unknown that the regression finds."""
     _, gram, towards = (np.asarray(a, np.float64) for a in normal)
     scale = max(np.trace(gram) / len(gram), 1e-300)
     identity = np.eye(len(gram))
@@ -75,8 +75,8 @@ def ridge_solutions(normal: Normal, ridges: Sequence[float] = ORDER_RIDGES) -> l
 
 
 def expected_places(share: Float[A, "*K P"], depth: int, reach: int | None = None) -> Float[A, "*K L"]:
-    """Where each block is to stand, every `flippable` pair being the wrong way round with probability `share`: the expected
-    number of blocks before it (Borda's count; D10 in docs/method.md)."""
+    """The expected place of each block if every `flippable` pair is the wrong way round with probability `share`: the
+    expected number of blocks before it (Borda's count; D10 in docs/method.md)."""
     i, j = flippable(depth, reach)
     pair = np.arange(len(i))
     turned = np.zeros((len(i), depth))
@@ -98,8 +98,8 @@ def orders(
 ) -> Int[np.ndarray, "K L 2"]:
     """Orders of the same blocks that regressions of the errors propose; K is always the same.
 
-    For each ridge: those by the shares themselves, about 0 where two blocks stand rightly and 1 where not, by half and by
-    twice as much, and by the flips of more than 30% and 70%.
+    For each ridge there are orders by the shares themselves (about 0 for two blocks in the right order and 1 for two in the
+    wrong one), by half and twice these shares, and by the flips whose shares are above 30% and above 70%.
     """
     shares = ridge_solutions(normal_equations(stack, arrangement, x, pred, memory))
     asked = [of for share in shares for of in (share, share / 2, 2 * share, share > 0.3, share > 0.7)]

@@ -22,11 +22,11 @@ from dropjax.runtime.programs import program
 from dropjax.runtime.rows import in_chunks
 
 CHUNK = 256
-"""Rows that guided repair begins with, and takes at a time."""
+"""Rows that guided repair begins with, and rows in a chunk."""
 
 
 PART = 16 * CHUNK
-"""Rows, times rounds, that guided repair goes through before it is asked whether to stop."""
+"""Rows times rounds between two checks whether guided repair has to stop."""
 
 
 CUTOFFS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -37,9 +37,9 @@ class Proposals(NamedTuple):
     """The best move between any two positions i < j, by its predicted effect; entries with i ≥ j are unused."""
 
     mse: Float[Array, ""]
-    """Of the arrangement itself, over the rows in use."""
+    """MSE of the arrangement itself, over the rows in use."""
     fall: Float[Array, "L L"]
-    """How far the move is predicted to lower the MSE; ≤ 0 where none is proposed."""
+    """Predicted fall of the MSE by the move; ≤ 0 if no move is proposed."""
     kind: Int[Array, "L L"]
     """Index into `FarChanges`: the block at i goes to j, the block at j goes to i, or both change places."""
 
@@ -59,7 +59,7 @@ class Guided(NamedTuple):
     swaps: Int[Array, ""]
     """Moves accepted."""
     finished: Array
-    """Exact on the rows in use, or no proposal helps on all rows."""
+    """Whether the order is exact on the rows in use, or no proposal helps on all rows."""
 
     def rows(self, of: int, chunk: int = CHUNK) -> int:
         """Rows in use, out of a table's `of`."""
@@ -92,7 +92,7 @@ def start_guided(arrangement: Int[np.ndarray, "L 2"]) -> Guided:
 
 
 def _no_proposals(depth: int) -> Proposals:
-    """Those of an arrangement that is still to be evaluated."""
+    """The proposals of an arrangement that is still to be evaluated."""
     nothing: Any = np.float32(np.inf), np.zeros((depth, depth), np.float32), np.zeros((depth, depth), np.int32)
     return Proposals(*nothing)
 
@@ -122,7 +122,7 @@ def guided_rounds(
     measure = partial(_measure, replace(stack, precision=screen), chunked, rows=rows, memory=memory)
 
     def step(at: Guided) -> Guided:
-        # Without proposals, as at the start, the candidate is the arrangement itself: it is accepted, and so measured.
+        # Without proposals, as at the start, the candidate is the arrangement itself: accepting it measures it.
         candidate, proposed = _apply_best(at.arrangement, at.proposals, jnp.asarray(CUTOFFS)[at.cutoff])
         mse, first = _evaluate(stack, chunked, candidate, at.chunks, rows)
         accepted = mse < at.proposals.mse
@@ -182,7 +182,7 @@ def _measure(
     rows: int,
     memory: int,
 ) -> Proposals:
-    """Proposals, of `stack`'s precision, from what `_evaluate` found."""
+    """Proposals, at the precision of `stack`, from the result of `_evaluate`."""
     xs, preds, weights = chunked
 
     def add(c: Int[Array, ""], sums: FirstOrder) -> FirstOrder:

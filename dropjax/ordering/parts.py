@@ -1,4 +1,5 @@
-"""The loop that every search by one compiled program has: some rounds at a time, until it has ended or has to stop."""
+"""The loop of every search that is one compiled program: it runs some rounds at a time, until it has ended or has to
+stop."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,7 @@ S = TypeVar("S")
 
 
 def in_parts(start: S, part: Callable[[S], S], ended: Callable[[S], object], context: Context) -> S:
-    """The state, a NamedTuple of arrays, after one `part` and another, until it has `ended` or the search has to stop.
+    """Runs one `part` after another until the state, a NamedTuple of arrays, has `ended` or the search has to stop.
 
     All processes ask whether to stop before each part; every part is made by `context.keep`.
     """

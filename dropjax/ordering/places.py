@@ -1,11 +1,11 @@
 """An order as places on a line, each known up to a Gaussian, and made certain by the errors of the outputs.
 
 To first order the outputs are those of the order at hand plus the flips of the pairs of blocks that stand the wrong way
-round in it. Whether a pair does is unknown, but it is a function of two places: the expectation, the slope by either place
-and the variance that is left are known. So the outputs are linear in the places, with a noise whose covariance is known,
-and the posterior follows from the errors. It is the linearisation for the next round, each time from the same prior: the
-posterior linearisation of García-Fernández et al. (IEEE Transactions on Signal Processing 63(20), 2015). The noise is what
-tells a block that has passed a hundred others, whose flips mostly make up for one another, from one that has passed none.
+round in it. It is unknown which pairs do, but that is a function of their two places, whose expectation, slope by either
+place and remaining variance are known. So the outputs are linear in the places, with noise of known covariance, and the
+posterior follows from the errors. The posterior is the linearisation for the next round, always from the same prior: the
+posterior linearisation of García-Fernández et al. (IEEE Transactions on Signal Processing 63(20), 2015). The noise makes the
+difference between a block that has passed a hundred others, whose flips mostly cancel, and a block that has passed none.
 """
 
 from dataclasses import replace
@@ -33,40 +33,42 @@ from dropjax.moves.first_order import (
 from dropjax.runtime import mesh
 
 DEEP = 64
-"""Blocks beyond which places are looked for at once: there are more pairs than rows, and single moves go astray."""
+"""Stacks of more blocks than this are ordered by places at once: there are more pairs than rows, and single moves
+mislead."""
 
 FEWEST, PER_PLACE = 1000, 3
-"""Predictions that places are fitted to: at least the first, and as many for each place."""
+"""Predictions that places are fitted to: at least the first number, and the second number for each place."""
 FEW = 500
-"""Predictions that tell how uncertain a start's places are."""
+"""Number of predictions from which the uncertainty of a start's places is estimated."""
 TRIED = np.geomspace(1e-8, 2, 40)
-"""White noise that is tried then, in parts of the MSE."""
+"""White noise tried in that estimate, as fractions of the MSE."""
 
 REACHES = (8, 16, 32, 64, 128, 256)
-"""Positions over which two blocks may stand the wrong way round: the first that is `FAR` standard deviations."""
+"""Numbers of positions over which two blocks may stand the wrong way round; the first that spans `FAR` deviations is
+used."""
 FAR = 2.5
 EXACT = 16
-"""Reach up to which neighbours count by their exact change: among more pairs, one does not matter."""
+"""Largest reach with which neighbours count by their exact change: among more pairs a single one does not matter."""
 UNSURE = 0.5
-"""Standard deviation of a place at least, in places: that of a block which may stand anywhere between its neighbours."""
+"""Smallest standard deviation of a place, in places: that of a block that may stand anywhere between its neighbours."""
 FIT = 1.2
-"""Mean square of the whitened errors up to which a posterior is believed; above, all predictions get more noise."""
+"""A posterior is believed if the mean square of the whitened errors is at most this; above it, white noise is added."""
 WHITE = 1e-4, 3.0
-"""That white noise, in parts of the mean variance of the flips: at first, and the factor from one trial to the next."""
+"""The white noise, as a fraction of the mean variance of the flips: its first value, and the factor between two trials."""
 
 WHOLE = 5
-"""Rounds whose posterior is taken as it is; then what is left is fine, and whole steps would swing about it."""
+"""Number of rounds whose posterior is taken as it is. After them whole steps would oscillate around the answer."""
 STEP = 0.6
-"""Part of the way that is gone from then on."""
+"""Fraction of each step that is taken from then on."""
 FITTED = 0.4
-"""MSE of the order at hand, in parts of what it is expected to be, at which the covariance is as large as it should be."""
+"""The covariance is right if the MSE of the order at hand is this fraction of the expected MSE."""
 PATIENCE = 20
-"""Rounds without a better order, after which it ends."""
+"""The search ends after this many rounds without a better order."""
 DOUBT = 0.5, 1.0
-"""Bounds of the part of the covariance that is believed."""
+"""Bounds of the fraction of the covariance that is believed."""
 STUCK, FINER = 10, 0.5
-"""Rounds without a better order, after which it looks finer, for blocks of small effect: the lower bound of doubt is taken
-less by that factor, and white noise by its square."""
+"""After this many rounds without a better order the search turns to blocks of small effect: it lowers the bound of doubt by
+this factor, and the white noise by its square."""
 
 
 class Places(NamedTuple):
@@ -81,22 +83,22 @@ class Places(NamedTuple):
         return np.argsort(self.mean, kind="stable")
 
     def taken(self, order: Int[np.ndarray, " L"]) -> "Places":
-        """Those of the blocks in another order."""
+        """The places of the blocks in another order."""
         return Places(self.mean[order], self.covariance[np.ix_(order, order)])
 
     def towards(self, other: "Places", part: float) -> "Places":
-        """Part of the way to another belief."""
+        """The belief that lies a fraction of the way towards another one."""
         return Places(*((1 - part) * a + part * b for a, b in zip(self, other, strict=True)))
 
 
 class Precedence(NamedTuple):
-    """Whether the blocks at positions i and i + 1 + k stand the wrong way round, as far as places tell."""
+    """Linear estimates, from places, of whether the blocks at positions i and i + 1 + k stand the wrong way round."""
 
     probability: Float[Array | np.ndarray, "L reach"]
     slope: Float[Array | np.ndarray, "L reach"]
-    """Of the probability by the place of the block at i; by the other's, the same with a minus."""
+    """Slope of the probability by the place of the block at i; the slope by the other place is its negative."""
     variance: Float[Array | np.ndarray, "L reach"]
-    """What the two places leave of p·(1 − p)."""
+    """Variance that the two places leave of p·(1 − p)."""
 
 
 class Linear(NamedTuple):
@@ -107,9 +109,9 @@ class Linear(NamedTuple):
     shift: Float[Array, " M"]
     """Expected change by the pairs that stand the wrong way round."""
     noise: Float[Array, "M M"]
-    """Covariance of what is left of it."""
+    """Covariance of the remaining change."""
     error: Float[Array, " M"]
-    """f − pred of the order at hand."""
+    """Errors f − pred of the order at hand."""
     expected: Float[Array, ""]
     """The MSE that the order at hand should have."""
 
@@ -120,7 +122,7 @@ def is_deep(depth: int) -> bool:
 
 
 def rows_needed(depth: int, outputs: int) -> int:
-    """Rows that places are fitted to, of as many as there are."""
+    """Number of rows that places are fitted to, at most all rows of the table."""
     return -(-max(FEWEST, PER_PLACE * depth) // outputs)
 
 
@@ -195,15 +197,15 @@ def linear_model(
 
 
 def _lengthened(stack: Stack, arrangement: Int[Array, "L 2"], length: int) -> tuple[Stack, Int[Array, "length 2"]]:
-    """The stack with one more output half, of zeros, and that behind the last block: neither such blocks nor their flips
-    change anything."""
+    """The stack with an additional output half of zeros, and an arrangement that puts it behind the last block: such blocks
+    and their flips change nothing."""
     w_out, b_out = (jnp.pad(a, ((0, 1),) + ((0, 0),) * (a.ndim - 1)) for a in (stack.w_out, stack.b_out))
     beyond = jnp.tile(jnp.array([[0, stack.depth]], arrangement.dtype), (length - stack.depth, 1))
     return replace(stack, w_out=w_out, b_out=b_out), jnp.concatenate([arrangement, beyond])
 
 
 def _windowed(bands: Precedence, first: Int[Array, ""], block: int) -> Precedence:
-    """What is known of the pairs of a segment's blocks, from `first` on, with all within reach: [block, block + reach]."""
+    """The precedence of a segment's blocks, from `first` on, with all blocks within reach: [block, block + reach]."""
     reach = bands.probability.shape[1]
     a, apart = np.arange(block), np.arange(block + reach) - np.arange(block)[:, None]
     inside = (apart > 0) & (apart <= reach)
@@ -253,8 +255,8 @@ def posterior(
 
     D13 in docs/method.md.
 
-    All in the order of the positions at hand. White noise, at first `white` in parts of the mean variance of the flips, is
-    added until the whitened errors are as small as `FIT` says.
+    All arrays are in the order of the positions at hand. White noise, at first the fraction `white` of the mean variance of
+    the flips, is added until the whitened errors are as small as `FIT` demands.
     """
     effect, shift, noise, error = (np.asarray(a, np.float64) for a in linear[:4])
     seen = -error - shift - effect @ (prior - places.mean)
@@ -274,14 +276,14 @@ def posterior(
 
 
 def shrunk(depth: int, variance: float) -> Float[np.ndarray, " L"]:
-    """The mean places of a start's blocks, each with that variance: the less it knows, the nearer to the middle."""
+    """The mean places of a start's blocks, each with the given variance: a larger variance draws them towards the middle."""
     middle = (depth - 1) / 2
     return middle + np.sqrt(max(0.0, 1 - 12 * variance / depth**2)) * (np.arange(depth) - middle)
 
 
 def log_evidence(variance: float, linear: Linear) -> float:
-    """Logarithm of the probability density of the errors, about places that are independent and as expected, with the
-    white noise that makes it largest; constants left out (D14 in docs/method.md)."""
+    """Logarithm, up to a constant, of the probability density of the errors, for independent places around their expected
+    ones and with the white noise that makes it largest (D14 in docs/method.md)."""
     effect, shift, noise, error = (np.asarray(a, np.float64) for a in linear[:4])
     values, vectors = np.linalg.eigh(variance * effect @ effect.T + noise)
     seen = np.square(vectors.T @ (error + shift))
@@ -292,10 +294,10 @@ def log_evidence(variance: float, linear: Linear) -> float:
 def likeliest_deviation(
     stack: Stack, start: Int[np.ndarray, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
 ) -> float:
-    """Standard deviation of the places in a start, all alike, of the largest evidence: twice that, at most that of places
-    which are not known at all, since what is not linear in the flips speaks for fewer of them.
+    """Standard deviation of the places in a start, the same for all: twice the value of largest evidence, because effects
+    that are not linear in the flips make that value too small, but at most that of places that are not known at all.
 
-    The MSE alone does not tell it: the flips of a block that has passed many others partly make up for one another.
+    The MSE alone does not tell it, because the flips of a block that has passed many others partly cancel.
     """
     unknown = len(start) / np.sqrt(12)
     doublings = int(np.log2(max(unknown / UNSURE, 1)))
@@ -313,35 +315,36 @@ def likeliest_deviation(
 
 
 class Placing(NamedTuple):
-    """A search for the places of the blocks, as a start has them."""
+    """State of a search for the places of the blocks."""
 
     places: Places
     prior: Float[np.ndarray, " L"]
     """Mean of each place before anything is known but the start."""
     variance: float
-    """Of each place in the prior."""
+    """Variance of each place in the prior."""
     doubt: float
-    """Part of the covariance that is believed: it falls while the outputs fit better than they should."""
+    """Fraction of the covariance that is believed; it falls while the outputs fit better than expected."""
     fine: float
-    """Part of `DOUBT`'s lower bound that doubt may fall to; `FINER` wherever the search was stuck."""
+    """Fraction of `DOUBT`'s lower bound that doubt may fall to; multiplied by `FINER` wherever the search was stuck."""
     order: Int[np.ndarray, " L"]
-    """The best one so far."""
+    """The best arrangement so far."""
     mse: float
-    """Its MSE, over the rows that places are fitted to."""
+    """The MSE of the best arrangement, over the rows that places are fitted to."""
     rounds: int
     waited: int
-    """Rounds since the best."""
+    """Rounds since the best arrangement was found."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is to be expected."""
+        """Whether no better order is to be expected."""
         return self.waited >= PATIENCE
 
 
 def start_placing(
     stack: Stack, start: Int[np.ndarray, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
 ) -> Placing:
-    """What is known before the first round: every place as uncertain as the errors of few rows make likeliest."""
+    """The state before the first round, with the uncertainty of the places that is likeliest given the errors of few
+    rows."""
     rows = -(-FEW // pred.shape[1])
     variance = likeliest_deviation(stack, start, x[:rows], pred[:rows], memory) ** 2
     prior = shrunk(len(start), variance)
@@ -366,7 +369,7 @@ def placing_round(
     pred: Float[Array, "N o"],
     memory: int = MEMORY,
 ) -> Placing:
-    """One more linearisation, about the order at hand, and what the errors say with it."""
+    """Linearises once more about the order at hand, and updates the places by the errors."""
     order = at.places.order
     here = at.places.taken(order)
     believed = here._replace(covariance=at.doubt * here.covariance)

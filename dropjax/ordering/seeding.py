@@ -20,7 +20,7 @@ LOOKED_AT = 12
 """Blocks that a greedy order looks at before it places the next."""
 
 SCORED_ROWS = 32
-"""Rows, of those that seed orders are found on, on which they are scored: enough to tell good from bad."""
+"""Number of rows on which seed orders are scored, enough to tell good ones from bad ones."""
 
 
 @jax.jit
@@ -100,7 +100,7 @@ def greedy_order(
     most = min(LOOKED_AT, depth)
 
     def size(norm: Float[Array, "*L"]) -> Float[Array, "*L"]:
-        largest = float(jnp.finfo(jnp.float32).max)  # of what overflows: behind all others, before what is placed
+        largest = float(jnp.finfo(jnp.float32).max)  # blocks that overflow come last of all that are left
         return jnp.nan_to_num(sign * norm, nan=largest, posinf=largest)
 
     def place(at: _Greedy, placed: Int[Array, ""]) -> tuple[_Greedy, Int[Array, ""]]:
@@ -129,7 +129,7 @@ class Start(NamedTuple):
     """A seed order and its direction."""
     arrangement: Int[np.ndarray, "L 2"]
     mse: float = 0.0
-    """Over few rows; 0 where it is not known."""
+    """MSE over few rows; 0 if it is not known."""
 
 
 class OneWay(NamedTuple):

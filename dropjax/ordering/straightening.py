@@ -1,4 +1,4 @@
-"""Straightening: all near blocks that stand the wrong way round, turned at once by one regression a round."""
+"""Straightening: in each round, one regression finds and turns all near blocks that stand the wrong way round."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,19 +20,19 @@ from dropjax.runtime import mesh
 from dropjax.runtime.programs import program
 
 REACH = 4
-"""Positions apart, at most, that two blocks stand whose flip is looked for."""
+"""Largest distance, in positions, of two blocks whose flip is considered."""
 
 
 NEAR_RIDGES, ERROR_RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1), (1e-4, 1e-3, 1e-2)
-"""Ridges of straightening, in the same units and in those of the MSE: the less is wrong, the weaker."""
+"""Ridges of straightening, in the same units and in those of the MSE: a smaller MSE makes them weaker."""
 
 
 NO_LESS = 1e-7
-"""What every ridge is at least, in the former units: a flip may change nothing."""
+"""Smallest value of every ridge, in the former units, because a flip may change nothing."""
 
 
 ITERATIONS, ACCURACY = 200, 1e-5
-"""Of conjugate gradients for straightening's shares: at most, and the relative residual that ends them."""
+"""Largest number of conjugate gradient steps for straightening's shares, and the relative residual that ends them."""
 
 
 CERTAIN = (0.3, 0.5)
@@ -40,7 +40,7 @@ CERTAIN = (0.3, 0.5)
 
 
 STRAIGHTENED_ROWS, ROWS_PER_BLOCK = 256, 5
-"""Rows that straightening looks at: the former, or the latter times the number of blocks, if that is more."""
+"""Rows that straightening uses: the first number, or the second times the number of blocks if that is more."""
 
 
 STRAIGHTENED_AT_ONCE = 8
@@ -52,7 +52,7 @@ class Straightened(NamedTuple):
 
     arrangement: Int[Array, "L 2"]
     mse: Float[Array, ""]
-    """Over the rows it looks at; ∞ before the first round."""
+    """MSE over the rows that straightening uses; ∞ before the first round."""
     rounds: Int[Array, ""]
     falling: Array
     """Whether the last round lowered the MSE."""
@@ -74,8 +74,8 @@ def straighten(
     """Straightening until the MSE over the rows is within `tolerance` or falls no more; the clock is looked at every
     `STRAIGHTENED_AT_ONCE` rounds.
 
-    A round turns all near blocks round that a regression of the errors finds the wrong way round. Single moves, which guided
-    repair makes, go by what each alone does to the MSE: several of them make up for one another.
+    A round turns all near blocks that a regression of the errors finds to stand the wrong way round. Guided repair, in
+    contrast, judges each move by its own effect on the MSE, and the effects of several moves may cancel.
     """
 
     def part(at: Straightened) -> Straightened:
@@ -132,7 +132,7 @@ def likeliest_order(normal: Normal, depth: int) -> Int[Array, " L"]:
     ridges = jnp.maximum(ridges, NO_LESS * scale)
 
     def share(ridge: Float[Array, ""]) -> Float[Array, " P"]:
-        # Not by LAPACK: XLA's CPU threads that run it wait for one another where two programs do.
+        # LAPACK is not used: when two programs call it, the CPU threads of XLA wait for one another.
         system = lambda s: jnp.matmul(s, normal.gram, precision=lax.Precision.HIGHEST) + ridge * s  # noqa: E731
         inverse = 1 / (jnp.diag(normal.gram) + ridge)
         return cg(system, normal.towards, tol=ACCURACY, maxiter=ITERATIONS, M=lambda s: s * inverse)[0]

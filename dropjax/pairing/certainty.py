@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from dropjax.core.solution import Pairing
 
 PAIR_ERROR = 0.01
-"""Probability, under the wrong pairs' own spread, with which some pair of a matching is called clear and is not."""
+"""Probability, under the wrong pairs' own spread, that some wrong pair of a matching is called clear."""
 
 
 def regrets(score: Float[np.ndarray, "L L"], partner: Int[np.ndarray, " L"]) -> Float[np.ndarray, " L"]:
-    """What each pair's best exchange of output halves with another pair loses of the total score; ∞ for a lone pair.
+    """Loss of total score by each pair's best exchange of output halves with another pair; ∞ for a lone pair.
 
-    Unlike a row's margin it does not change when something is added to all scores of a row or a column.
+    Unlike a row's margin, this regret does not change when something is added to all scores of a row or a column.
     """
     mine = score[:, partner]
     own = np.diag(mine)
@@ -91,22 +91,22 @@ def doubtful(pairing: Pairing) -> Int[np.ndarray, " D"]:
 
 @dataclass(frozen=True)
 class Judged(Pairing):
-    """A pairing with what speaks for it."""
+    """A pairing with the evidence for it."""
 
     certainty: Float[np.ndarray, " L"] = field(default_factory=lambda: np.zeros(0))
     """Each pair's regret in standard deviations of an exchange between wrong pairs (see `certainty`)."""
     clear: float = 0.0
     """The certainty from which a pair is beyond chance."""
     strength: float = 0.0
-    """How far the chosen pairs stand above the others, in standard deviations above the same of the shuffled halves."""
+    """How far the chosen pairs stand above the others, compared with shuffled halves and in their standard deviations."""
     needed: float = 0.0
     """The strength from which there is a signal at all: Student's t over the shuffled copies, Bonferroni over signals."""
     separations: Mapping[str, float] = field(default_factory=dict)
-    """For every signal tried, how many times as large the mean regret is as with shuffled halves; about 1: no signal."""
+    """For every signal tried, the mean regret divided by that of shuffled halves; about 1 means no signal."""
     votes: Int[np.ndarray, " L"] = field(default_factory=lambda: np.zeros(0, int))
-    """How many of the signals that show one chose each pair."""
+    """For each pair, how many of the `voters` chose it."""
     voters: tuple[str, ...] = ()
-    """Those signals."""
+    """The signals that show that there are pairs at all."""
 
     @property
     def verdict(self) -> str:

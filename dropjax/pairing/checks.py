@@ -1,4 +1,4 @@
-"""What `dropjax.pair` makes sure of before it pairs arrays that anybody may have made."""
+"""Checks of the arrays that `dropjax.pair` is given."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ Half = Float[Array | np.ndarray, "L a b"]
 
 
 def checked(w_in: Any, w_out: Any) -> tuple[Float[Array | np.ndarray, "L h d"], Float[Array | np.ndarray, "L d h"]]:
-    """Input halves [L, h, d] and output halves [L, d, h] as float32: arrays, or lists of matrices.
+    """Returns input halves [L, h, d] and output halves [L, d, h], arrays or lists of matrices, as float32.
 
     Raises ValueError where they are no real finite numbers of such shapes, or an entry is masked.
     """

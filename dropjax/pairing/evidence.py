@@ -1,4 +1,4 @@
-"""What the pairing signals look at: sums over hidden units of something about one unit of both halves."""
+"""The evidence for the pairing signals: sums over hidden units of quantities of one unit in both halves."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from dropjax.core.options import MEMORY
 
 EXACT_WIDTH = 256
-"""Widest d whose products W_out·W_in are looked at as they are; wider ones are sketched."""
+"""Largest d whose products W_out·W_in are computed as they are; wider ones are sketched."""
 
 
 SKETCH = 128
@@ -57,7 +57,7 @@ class Arrays:
 
 
 class Evidence(NamedTuple):
-    """What the signals look at, for every input half i (row) and output half j (column). M is B^(j)ᵀ·A^(i) = W_out·W_in."""
+    """The evidence for every input half i (row) with every output half j (column). M is B^(j)ᵀ·A^(i) = W_out·W_in."""
 
     trace: Float[np.ndarray, "L L"]
     """tr(M) = Σ_k ⟨a_k, b_k⟩."""
@@ -86,7 +86,7 @@ class Evidence(NamedTuple):
     kept: tuple[Float[Array, "L h p"], Float[Array, "L h p"]]
     """The halves themselves, or A·G and B·H with random G and H [d, p]: the sketch of M is (B·H)ᵀ·(A·G)."""
     order: Int[np.ndarray, " h"]
-    """Which of the output halves' hidden units stands where."""
+    """The order of the output halves' hidden units."""
 
     @property
     def halves(self) -> tuple[Float[Array, "L h p"], Float[Array, "L h p"]]:

@@ -1,4 +1,4 @@
-"""What pairs attention's projections beside what pairs any two halves: a product for each head.
+"""Signals for attention's projections, beside those for any two halves: a product for each head.
 
 A head's units may be rotated in both projections alike, M_h = B_hᵀ·A_h stays. Different heads' traces may differ in sign, so
 that they cancel in tr(M) = Σ_h tr(M_h); squares do not. A_h and B_h are a head's rows [e, d], C_h = A_h·B_hᵀ [e, e].
@@ -18,7 +18,7 @@ from dropjax.pairing.evidence import Halves
 from dropjax.pairing.portfolio import Extra
 
 LARGEST_GROUP = 32
-"""Units that are looked at together where the size of a head is not known: it divides nearly every model's."""
+"""Units that are taken together if the size of a head is not known: this divides nearly every model's head size."""
 
 
 class Heads(NamedTuple):

@@ -18,12 +18,12 @@ from dropjax.pairing.evidence import SHUFFLES
 from dropjax.pairing.portfolio import best_of
 
 WIDEST = 2048
-"""Features up to which Gram matrices are held."""
+"""Largest number of features for which Gram matrices are held."""
 
 
 @jax.jit
 def feature_grams(half: Float[Array, "L h d"]) -> Float[Array, "L f"]:
-    """What every layer's Gram matrix on the features [d, d] has beside that of all layers, at norm 1, as f = d² numbers.
+    """Every layer's Gram matrix on the features [d, d] less the mean of all layers, at norm 1, as f = d² numbers.
 
     Features are brought to the same mean square over all layers, and the layers' mean matrix is taken off: what all layers
     have in common would be seen in every pair, and in no shuffled copy.

@@ -20,7 +20,8 @@ from dropjax.runtime import mesh
 from dropjax.runtime.rows import map_over_rows
 
 RIDGES = (0.1, 0.3, 1.0, 3.0)
-"""Ridges of a pairing, in units of the features' mean square sum: weaker ones find the pairing at hand, whatever it is."""
+"""Ridges of a pairing, in units of the features' mean square sum: weaker ones would return the pairing at hand, right or
+not."""
 
 
 @partial(jax.jit, static_argnames="memory")
@@ -50,7 +51,7 @@ def soft_pairing(
 ) -> list[Float[np.ndarray, "n n"]]:
     """For each ridge, the P that minimises ‖e + Σ_ij (P_ij − δ_ij)·φ_ij‖² + λ‖P − 1/n‖² (D15 in docs/method.md).
 
-    Anchored at the uniform matrix, and not at the pairing at hand: the regression owes it nothing.
+    The ridge pulls towards the uniform matrix, not towards the pairing at hand, so that this is not favoured.
     """
     count = len(features)
     flat = features.reshape(count * count, -1).astype(np.float64)
@@ -75,8 +76,8 @@ def proposals(
 ) -> list[Int[np.ndarray, "L 2"]]:
     """Other pairings of the same input halves at the same positions, those that most regressions agree on first.
 
-    `doubtful` are input halves, the most doubtful first, of which each size takes the first ones; `score` is the weights'
-    own, as the pairing has it.
+    `doubtful` are input halves, the most doubtful first; the regressions are made over the first few of them, for several
+    sizes. `score` is the pairing's score from the weights.
     """
     votes: Counter[bytes] = Counter()
     place = np.argsort(arrangement[:, 0])

@@ -20,9 +20,9 @@ from dropjax.pairing.evidence import Halves
 from dropjax.runtime.settings import own_settings
 
 SAMPLE = 128
-"""Hidden units of a layer of ours that are looked for among those of a layer of theirs."""
+"""Number of hidden units of a layer of ours that are looked for in each layer of theirs."""
 ORIGIN_ERROR = 0.01
-"""Probability with which some layer is said to have an origin and has none, were unrelated layers' scores normal."""
+"""Probability that some layer without an origin is said to have one, if the scores of unrelated layers were normal."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Origins:
     best: Int[np.ndarray, " A"]
     """The likeliest layer of theirs, whatever the verdict; several of ours may have the same."""
     certainty: Float[np.ndarray, " A"]
-    """By how many standard deviations of unrelated layers' scores it stands above their mean."""
+    """By how many standard deviations of unrelated layers' scores the likeliest layer stands above their mean."""
     margin: Float[np.ndarray, " A"]
-    """By how many it stands above the second likeliest; ∞ where there is no second."""
+    """By how many standard deviations it stands above the second likeliest; ∞ if there is no second."""
     clear: float
     """The certainty, and the margin, from which a layer is beyond chance."""
 

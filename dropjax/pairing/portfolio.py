@@ -25,12 +25,13 @@ from dropjax.pairing.signals import CHOICES, DISCRIMINANT, LEARNED, SIGNALS, TEM
 from dropjax.runtime.settings import own_settings
 
 SIGNAL_ERROR = 0.001
-"""Probability with which unrelated halves are said to have a signal, over all signals together, were the mean scores of
-shuffled halves normal; they are not quite with two to four halves, where about 1 in 100 are."""
+"""Probability, over all signals together, that unrelated halves are said to have a signal, if the mean scores of shuffled
+halves were normal. With two to four halves they are not quite normal, and about 1 in 100 unrelated sets are said to have
+one."""
 
 
 PREFERRED = 0.9
-"""The discriminant is trusted where its separation comes to this share of the best one: it rests on all signals."""
+"""The discriminant is trusted if its separation is at least this share of the best one, because it rests on all signals."""
 
 
 @own_settings()
@@ -43,8 +44,8 @@ def pair(
     """Pair input halves with output halves; `partner[i]` of the result is the output half of input half i.
 
     `signal` is "ddr", the paper's ratio (Section 3.1); another name in `SIGNALS` or `LEARNED`; or "auto", the one that
-    separates best. All but "ddr" give a `Judged` pairing. Raises ValueError for another name, and for halves that are not as
-    many, not of such shapes, not finite or masked.
+    separates best. All but "ddr" give a `Judged` pairing. Raises ValueError for any other name, and for halves that differ
+    in number, have other shapes, are masked or are not finite.
     """
     w_in, w_out = checked(w_in, w_out)
     if signal == "ddr":
@@ -63,7 +64,7 @@ class _Candidate(NamedTuple):
 
 
 def _advantage(pairing: Pairing, least_spread: float) -> float:
-    """By how much the chosen pairs' mean score exceeds the others', in the others' spread (at least `least_spread`)."""
+    """The chosen pairs' mean score less the others', divided by the others' spread (at least `least_spread`)."""
     own, count = pairing.own, len(pairing.partner)
     spread = max(wrong_spread(pairing.score, pairing.partner)[0], least_spread)
     others = (pairing.score.sum() - own.sum()) / max(1, count * (count - 1))
@@ -84,7 +85,7 @@ def _candidate(name: str, score: Float[np.ndarray, "L L"], *null: Float[np.ndarr
 
 
 class Extra(NamedTuple):
-    """Signals that one kind of halves has beside the usual ones."""
+    """Additional signals for one kind of halves."""
 
     names: tuple[str, ...]
     scores: Callable[[int, int, int], dict[str, list[Float[np.ndarray, "L L"]]]]
@@ -126,7 +127,8 @@ def portfolio(
     matchings = [match(base.pairing.signal, score) for score in scores[base.pairing.signal]]
     if TEMPLATE in names:
         candidates[TEMPLATE] = _candidate(TEMPLATE, *map(_template, every, matchings), tries=tries)
-    together = [of_name for name, of_name in scores.items() if of_name and name != "positive_trace"]  # negative_trace again
+    # positive_trace is negative_trace again
+    together = [of_name for name, of_name in scores.items() if of_name and name != "positive_trace"]
     count = halves.shape[0]
     if DISCRIMINANT in names and count * (count - 1) >= WRONG_PAIRS * len(together):
         learned = [discriminant(of_one, found.partner) for *of_one, found in zip(*together, matchings, strict=True)]
@@ -139,7 +141,7 @@ def portfolio(
 
 
 def _judged(best: _Candidate, candidates: Mapping[str, _Candidate], shuffles: int, tries: int) -> Judged:
-    """The best of the candidates with what speaks for it."""
+    """The best of the candidates with the evidence for it."""
     needed = float(-scipy.special.stdtrit(shuffles - 1, SIGNAL_ERROR / (len(candidates) * tries)))
     voters = {name: c.pairing.partner for name, c in candidates.items() if c.strength > needed}
     return Judged(

@@ -48,7 +48,7 @@ def diagonal_dominance(
     """d(i, j) = |tr(M)| / ‖M‖_F with M = W_out^(j)·W_in^(i) (paper, Eq. 4), and the traces. 0/0 counts as 0."""
     trace, norm = map(np.asarray, traces_and_norms(*mesh.put((w_in, w_out)), memory))
     if not np.isfinite(norm).all():
-        # The ratio of halves at unit size is the same, and cannot overflow.
+        # Halves scaled to unit size have the same ratio, and cannot overflow.
         arrays = map(np.asarray, (w_in, w_out))
         unit_in, unit_out = (w / np.maximum(np.abs(w).max(axis=(1, 2), keepdims=True), 1e-30) for w in arrays)
         return diagonal_dominance(unit_in, unit_out, memory)[0], trace
@@ -58,6 +58,6 @@ def diagonal_dominance(
 def match(signal: str, score: Float[np.ndarray, "L L"]) -> Pairing:
     """The assignment of largest total score (Hungarian algorithm), with each pair's margin."""
     largest = score.argmax(axis=1)
-    mutual = len(np.unique(largest)) == len(largest)  # then no assignment's total is larger, and SciPy need not be imported
+    mutual = len(np.unique(largest)) == len(largest)  # no assignment has a larger total, and SciPy need not be imported
     partner = largest if mutual else scipy.optimize.linear_sum_assignment(score, maximize=True)[1]
     return Pairing(signal, score, partner, bool(np.array_equal(largest, partner)))

@@ -11,7 +11,7 @@ from dropjax.pairing.certainty import without_effects
 from dropjax.pairing.evidence import Evidence
 
 RIDGE, REFITS = 0.05, 8
-"""Of the discriminant."""
+"""Ridge of the discriminant."""
 
 
 WRONG_PAIRS = 10
@@ -23,35 +23,36 @@ def _ratio(value: Float[np.ndarray, "L L"], scale: Float[np.ndarray, "L L"]) -> 
 
 
 def ddr(seen: Evidence) -> Float[np.ndarray, "L L"]:
-    """|tr M| / ‖M‖_F, the paper's Eq. 4. Blind to the order and scale of hidden units and to the scale of halves."""
+    """|tr M| / ‖M‖_F, the paper's Eq. 4. The order and scale of hidden units and the scale of halves do not change it."""
     return np.abs(negative_trace(seen))
 
 
 def negative_trace(seen: Evidence) -> Float[np.ndarray, "L L"]:
-    """−tr M / ‖M‖_F: the same where the sign is as the paper's Proposition 1 has it. Blind to the same."""
+    """−tr M / ‖M‖_F: equals `ddr` if the trace is negative, as in the paper's Proposition 1. It has the same invariances."""
     return -_ratio(seen.trace, seen.norm)
 
 
 def positive_trace(seen: Evidence) -> Float[np.ndarray, "L L"]:
-    """tr M / ‖M‖_F: strong weight decay turns the sign. Blind to the same."""
+    """tr M / ‖M‖_F, for strong weight decay, which turns the sign. It has the same invariances as `ddr`."""
     return _ratio(seen.trace, seen.norm)
 
 
 def cosines(seen: Evidence) -> Float[np.ndarray, "L L"]:
-    """Minus the mean cosine of hidden units' in- and out-vectors. Blind to the order of hidden units and to every scale."""
+    """Minus the mean cosine of hidden units' in- and out-vectors. Neither the units' order nor any scale changes it."""
     return -seen.cosines
 
 
 def squared_cosines(seen: Evidence) -> Float[np.ndarray, "L L"]:
-    """Mean squared cosine of hidden units' in- and out-vectors. Blind to the same, and to signs."""
+    """Mean squared cosine of hidden units' in- and out-vectors. Neither the units' order nor any scale or sign changes
+    it."""
     return seen.squared_cosines
 
 
 def cubed_cosines(seen: Evidence) -> Float[np.ndarray, "L L"]:
     """Minus the cosine of the halves with their hidden units' vectors at unit length and every entry cubed.
 
-    A sum over entries as the trace is, but led by the largest: where training has hardly begun to tie the halves
-    together, their few large weights already agree. Blind to what the mean cosine is blind to.
+    It is a sum over entries like the trace, but the largest entries dominate: when training has hardly begun to tie the
+    halves together, their few large weights already agree. It has the invariances of the mean cosine.
     """
     return -_ratio(seen.cubes, np.outer(*seen.cube_norms))
 
@@ -59,32 +60,33 @@ def cubed_cosines(seen: Evidence) -> Float[np.ndarray, "L L"]:
 def norms(seen: Evidence) -> Float[np.ndarray, "L L"]:
     """Correlation, over hidden units, of ‖W_in row‖ with ‖W_out column‖: weight decay and Adam make them alike.
 
-    Blind to the order of hidden units and the scale of halves, NOT to the scale of a hidden unit (row × c, column ÷ c).
-    """
+    The order of hidden units and the scale of halves do not change it; the scale of a hidden unit (row × c, column ÷ c)
+    does."""
     return _correlation(seen.in_norms, seen.out_norms)
 
 
 def norm_ranks(seen: Evidence) -> Float[np.ndarray, "L L"]:
-    """The rank correlation (Spearman) of the hidden units' norms; it sees what `norms` sees."""
+    """The rank correlation (Spearman) of the hidden units' norms, with the invariances of `norms`."""
     ranks = partial(scipy.stats.rankdata, axis=1)
     return _correlation(ranks(seen.in_norms), ranks(seen.out_norms))
 
 
 def peaks(seen: Evidence) -> Float[np.ndarray, "L L"]:
-    """The correlation of the hidden units' largest weights; it sees what `norms` sees."""
+    """The correlation of the hidden units' largest weights, with the invariances of `norms`."""
     return _correlation(seen.in_peaks, seen.out_peaks)
 
 
 def gram(seen: Evidence) -> Float[np.ndarray, "L L"] | None:
     """Cosine of the hidden units' Gram matrices A·Aᵀ and B·Bᵀ, from −½‖G_A/‖G_A‖ − G_B/‖G_B‖‖² + 1 = ‖M‖²/(‖G_A‖‖G_B‖).
 
-    Blind to the order of hidden units, rotations of the features and the scale of halves, NOT to the scale of a hidden unit.
+    The order of hidden units, rotations of the features and the scale of halves do not change it; the scale of a hidden unit
+    does.
     """
     return None if seen.gram_norms is None else _ratio(seen.norm**2, np.outer(*seen.gram_norms))
 
 
 def symmetry(seen: Evidence) -> Float[np.ndarray, "L L"] | None:
-    """tr(M²) / ‖M‖_F² = 1 − ½‖M − Mᵀ‖_F²/‖M‖_F²: how little M is asymmetric. Blind to what ddr is blind to."""
+    """tr(M²) / ‖M‖_F² = 1 − ½‖M − Mᵀ‖_F²/‖M‖_F²: how symmetric M is. It has the invariances of `ddr`."""
     return None if seen.square is None else _ratio(seen.square, seen.norm**2)
 
 
@@ -113,26 +115,26 @@ SIGNALS: dict[str, Callable[[Evidence], Float[np.ndarray, "L L"] | None]] = {
 
 
 TEMPLATE = "template"
-"""The signal learned from the surer half of another one's pairs: `template_scores`. Blind to what ddr is blind to, as long
-as it learns from the same pairs."""
+"""The signal learned from the surer half of another signal's pairs: `template_scores`. It has the invariances of `ddr`, as
+long as it learns from the same pairs."""
 
 
 DISCRIMINANT = "discriminant"
-"""All signals weighed as another one's pairs suggest: `discriminant`. Blind to nothing that one of them sees."""
+"""All signals weighed as another signal's pairs suggest: `discriminant`. It is invariant only where all of them are."""
 
 
 LEARNED = (TEMPLATE, DISCRIMINANT)
 
 
 CHOICES = ("auto", *SIGNALS, *LEARNED)
-"""What `pair` can be told to look at."""
+"""The names that `pair` takes for `signal`."""
 
 
 def discriminant(
     scores: Sequence[Float[np.ndarray, "L L"]] | Float[np.ndarray, "K L L"], partner: Int[np.ndarray, " L"]
 ) -> Float[np.ndarray, "L L"]:
-    """The weighted sum of several signals' scores that tells the chosen pairs best from the others, and, learned again from
-    its own matching until that stays, tells them best from then on.
+    """The weighted sum of several signals' scores that best tells the chosen pairs from the others. It is learned again from
+    its own matching until that does not change.
 
     Fisher's linear discriminant: Σ⁻¹·μ with the chosen pairs' mean μ and the others' covariance Σ, each signal less its
     rows' and columns' effects and in its wrong pairs' spread; `RIDGE` is added to Σ's diagonal, since some signals are

@@ -1,4 +1,4 @@
-"""Several processes that solve one puzzle together: joining them, and ending them all where one has ended."""
+"""Several processes that solve one puzzle together: how they join, and how all end when one has died."""
 
 import ctypes
 import os
@@ -20,10 +20,10 @@ _on_abort = None
 
 
 def join(coordinator: str, count: int | None, number: int | None, status: int) -> None:
-    """Joins the others, where `coordinator` is HOST:PORT of the first, or "auto": as the cluster says.
+    """Joins the other processes; `coordinator` is HOST:PORT of the first, or "auto" for what the cluster tells JAX.
 
-    From then on this process ends with `status` and one line on standard error where another has died. Raises ValueError or
-    RuntimeError where they cannot be joined.
+    From then on, if another process dies, this one ends with `status` and one line on standard error. Raises ValueError or
+    RuntimeError if the processes cannot be joined.
     """
     joining = partial(jax.distributed.initialize, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=ENDING)
     if coordinator == "auto":
@@ -34,7 +34,7 @@ def join(coordinator: str, count: int | None, number: int | None, status: int) -
 
 
 def leave(status: int) -> None:
-    """Ends the process now: taking leave as usual it would wait for the others, who may be waiting for it."""
+    """Ends the process at once: an orderly end would wait for the others, which may be waiting for this one."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

@@ -1,4 +1,4 @@
-"""How long JAX traced, compiled or fetched compiled programs, for the solve that caused it."""
+"""A clock of the time in which JAX traced, compiled or fetched programs, for the solve that caused it."""
 
 import time
 from contextvars import ContextVar
@@ -9,9 +9,9 @@ import jax.monitoring
 
 
 class CompileClock:
-    """The seconds in which JAX traced, compiled or fetched compiled programs in the context that entered it.
+    """Counts the seconds in which JAX traced, compiled or fetched programs in the context that entered it.
 
-    Threads count for it where they run in a copy of that context.
+    Threads that run in a copy of that context are counted as well.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class CompileClock:
         self._spans.append((now - seconds, now))
 
     def seconds(self, after: float, before: float) -> float:
-        """Seconds of the time between the two; events lie within one another and are counted once."""
+        """Seconds counted between the two times; events may contain one another, and overlapping ones are counted once."""
         total = 0.0
         for start, end in sorted(self._spans):
             total += max(0.0, min(end, before) - max(start, after))
@@ -44,7 +44,7 @@ _RUNNING: ContextVar[CompileClock | None] = ContextVar("compile clock", default=
 
 @cache
 def _listen() -> None:
-    """JAX's events reach the clock of the context that they happen in; one listener serves all."""
+    """Registers the one listener that passes each of JAX's events to the clock of its context."""
     jax.monitoring.register_event_duration_secs_listener(_note)
 
 

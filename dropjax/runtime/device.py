@@ -1,4 +1,4 @@
-"""What the machine offers: devices, the memory bound, and the cache of compiled programs."""
+"""The machine's resources: devices, the memory bound, and the cache of compiled programs."""
 
 import os
 import sys
@@ -19,18 +19,18 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 PRECISION = "float32, highest"
-"""What every matrix product that decides anything runs at."""
+"""Precision of every matrix product that decides anything."""
 
 
 def cache_folder() -> Path | None:
-    """Where compiled programs are kept: $DROPJAX_CACHE_DIR, or a folder of the user's own cache; None for a user without."""
+    """The folder of compiled programs: $DROPJAX_CACHE_DIR, or one in the user's cache; None for a user without a home."""
     if own := os.environ.get("DROPJAX_CACHE_DIR"):
         return Path(own)
     if base := os.environ.get({"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")):
         return Path(base) / "dropjax"
     try:
         home = Path.home()
-    except RuntimeError:  # neither $HOME nor the system's list of users has one
+    except RuntimeError:  # neither $HOME nor the system's list of users gives a home
         return None
     return home / {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache") / "dropjax"
 
@@ -47,7 +47,7 @@ def configure(platform: str | None = None, cache: bool = True, alone: bool = Tru
     folder = cache_folder() if cache else None
     jax.config.update("jax_compilation_cache_dir", None if folder is None else str(folder))
     if folder is not None:
-        # Small kernels are most of what is compiled here, so none is too small or too quick to keep.
+        # Most kernels here are small, so none is too small or too quick to keep.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if alone:
@@ -60,7 +60,7 @@ def _vendor() -> str:
 
 
 def ensure_usable() -> None:
-    """Raises `InputError` where JAX cannot use the platform that it was told to."""
+    """Raises `InputError` if JAX cannot use the platform that was chosen."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where a vendor's plugin is not installed
@@ -97,7 +97,7 @@ _SHARE: ContextVar[int | None] = ContextVar("cores for this solve", default=None
 
 @contextmanager
 def share_of_cores(cores: int) -> Iterator[None]:
-    """Within it `workers` are at most so many: other solves have the other cores."""
+    """Within this context `workers` returns at most this number, because other solves use the other cores."""
     token = _SHARE.set(cores)
     try:
         yield
@@ -106,8 +106,8 @@ def share_of_cores(cores: int) -> Iterator[None]:
 
 
 def workers() -> int:
-    """How many candidates, or puzzles, should be run at the same time: as many as a CPU has cores,
-    or as are left to this solve.
+    """How many candidates, or puzzles, should be run at the same time: one for each core of a CPU, or for each core that is
+    left to this solve.
 
     Programs that are spread over devices wait for one another, and so must not run at the same time.
     """
@@ -116,12 +116,12 @@ def workers() -> int:
 
 
 def side_by_side(call: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """`call` of each item, its arrays computed, in threads: `workers` of them at the same time."""
+    """Applies `call` to each item in `workers` threads and waits for the arrays of each result."""
     if workers() == 1:
         return [call(item) for item in items]
 
     def computed(item: A) -> B:
-        with settings.own_settings():  # settings are a thread's own
+        with settings.own_settings():  # each thread has settings of its own
             return jax.block_until_ready(call(item))
 
     with ThreadPoolExecutor(workers()) as pool:

@@ -1,8 +1,8 @@
-"""A search that can be gone on with after any end: what its calls gave, kept in a file.
+"""The journal of a search: the results of its calls in a file, from which an ended search can go on.
 
-A search is a tree of calls, each of which gives the same result whenever it is made. The journal holds the results of those
-that have ended, level by level along the call under way; a search that is begun again with it makes only the others. Files
-hold arrays and text, nothing that is ever run.
+A search is a tree of calls, each of which gives the same result whenever it is made. The journal holds the results of the
+calls that have ended, level by level along the call under way. A search that starts again with the journal makes only the
+other calls. The files hold arrays and text, nothing that is ever run.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ FORMAT = "dropjax checkpoint 1"
 
 
 Levels = list[list[list[np.ndarray]]]
-"""Leaves of each result, of each level's calls: those of the search itself, those within its call under way, and so on."""
+"""The leaves of the results of each level's calls: first the search's own calls, then those within its call under way, …"""
 
 
 class Journal:
@@ -42,10 +42,10 @@ class Journal:
         every: float = 1.0,
         lost: Callable[[NotWritten], object] = lambda error: None,
     ) -> None:
-        """`identity` is what the results depend on: by name, as text.
+        """Opens a journal at `path`; `identity` holds everything the results depend on, by name and as text.
 
-        With `resume`, goes on with what the file holds; `InputError` where that is no such search's. Where the file cannot
-        be written, as on a full disk, the search goes on and `lost` is told, once.
+        With `resume` the search goes on with the results in the file; raises `InputError` if they belong to another search.
+        If the file cannot be written, for example on a full disk, the search goes on and `lost` is called once.
         """
         if path.exists() and not resume:
             raise InputError(f"{path}: expected no file, or --resume to go on with it, got one that is there")
@@ -56,13 +56,14 @@ class Journal:
         self._written = time.monotonic()
         self._lost, self._told = lost, False
         self.error: NotWritten | None = None
-        """Why the file does not hold what it should, if it does not."""
+        """The error because of which the file is not up to date; None if it is."""
 
     def call(self, function: Callable[[], T], like: T, stopped: Callable[[], object]) -> T:
-        """What `function()` gives, from the journal where it was called before.
+        """Returns the result of `function()`, from the journal if it was called before.
 
         Calls may be made within `function`; they are kept until it ends. `like` has the result's structure and shapes. Once
-        `stopped()`, as when time is up, what is under way was cut short: it is not kept, nor is anything after it.
+        `stopped()` returns true, for example when time is up, the call under way was cut short: neither its result nor any
+        later one is kept.
         """
         if self._ended:
             return function()
@@ -86,7 +87,7 @@ class Journal:
         return result
 
     def write(self) -> None:
-        """The file as it should be now, from the first of several processes; what was there stays where that fails."""
+        """Brings the file up to date; only the first process writes. If writing fails, the previous file stays."""
         self.error = None
         if mesh.is_first():
             try:
@@ -115,7 +116,8 @@ def write_checkpoint(path: Path, levels: Levels, identity: Mapping[str, str]) ->
 
 
 def read_checkpoint(path: Path, identity: Mapping[str, str]) -> Levels:
-    """What `write_checkpoint` wrote. Raises `InputError` for another file, a damaged one, or another search's."""
+    """Reads what `write_checkpoint` wrote. Raises `InputError` if the file is damaged, of another kind or of another
+    search."""
     sound, theirs, levels = False, {}, []
     try:
         with safe_open(path, "numpy") as file:
@@ -140,7 +142,7 @@ def read_checkpoint(path: Path, identity: Mapping[str, str]) -> Levels:
 
 
 def digest(levels: Levels) -> str:
-    """SHA-256 over every result, its place included."""
+    """SHA-256 over every result and its place."""
     found = hashlib.sha256()
     for name, leaf in _named(levels).items():
         found.update(f"{name} {leaf.dtype} {leaf.shape} ".encode() + leaf.tobytes())

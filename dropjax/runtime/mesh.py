@@ -1,7 +1,7 @@
 """Several devices: rows of the table and candidate orders spread over a mesh of them.
 
 The mesh is JAX's own, set with `jax.set_mesh`, with the axes "rows" and "orders"; JAX then divides every kernel and adds up
-what the devices found. Without a mesh everything here leaves its arguments as they are.
+the devices' results. Without a mesh all functions here return their arguments as they are.
 """
 
 import math
@@ -20,7 +20,8 @@ ROWS, ORDERS = "rows", "orders"
 
 
 def make(sizes: dict[str, int] | None = None) -> Mesh | None:
-    """A mesh of all devices, by default along the rows; None for a single one. Raises ValueError for sizes of others."""
+    """A mesh of all devices, by default along the rows; None for a single device. Raises ValueError if sizes do not fit
+    them."""
     devices = jax.devices()
     sizes = {ROWS: len(devices), ORDERS: 1} if sizes is None else sizes
     if math.prod(sizes.values()) != len(devices):
@@ -32,12 +33,12 @@ def make(sizes: dict[str, int] | None = None) -> Mesh | None:
 
 
 def size(axis: str) -> int:
-    """Devices along an axis of the mesh; 1 without one."""
+    """Number of devices along an axis of the mesh; 1 without a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
 
 
 def is_set() -> bool:
-    """Whether there is a mesh."""
+    """Whether a mesh is set."""
     return not jax.sharding.get_abstract_mesh().empty
 
 
@@ -68,7 +69,7 @@ def whole(arrays: T) -> T:
 
 
 def fetch(a: Array) -> np.ndarray:
-    """The array on the host, wherever its parts are."""
+    """Returns the array on the host, wherever its parts are."""
     if a.is_fully_addressable or a.is_fully_replicated:
         return np.asarray(a)
     from jax.experimental.multihost_utils import process_allgather
@@ -77,7 +78,7 @@ def fetch(a: Array) -> np.ndarray:
 
 
 def agreed(number: int) -> int:
-    """The first process's number, in every process: all have to take the same way."""
+    """Returns the first process's number in every process, so that all take the same way."""
     if jax.process_count() == 1:
         return number
     from jax.experimental.multihost_utils import broadcast_one_to_all
@@ -86,5 +87,5 @@ def agreed(number: int) -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that speaks and writes for all."""
+    """Whether this is the process that prints and writes for all."""
     return jax.process_index() == 0

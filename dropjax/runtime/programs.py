@@ -1,4 +1,4 @@
-"""Programs that a later process need not trace again.
+"""Traced programs that later processes load instead of tracing them again.
 
 JAX's persistent cache keeps what XLA compiled, but finds it only by the program's StableHLO: tracing and lowering come
 first, and for this package's kernels take several times what fetching does. So the StableHLO is kept beside the compiled
@@ -40,11 +40,13 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "gpu": {"xla_gpu_autotune_level": 0},
 }
-"""Compiles in half the time on a CPU: few rows take up to a tenth longer; many take half as long again, whose activations
-then are not spread over the cores. On a GPU, in a quarter of the time: it does not try out ways to multiply matrices."""
+"""Compiler options for half the compile time on a CPU. Programs of few rows then run up to a tenth longer, those of many
+rows half as long again, because their activations are not spread over the cores. On a GPU compiling takes a quarter of the
+time, because no ways to multiply matrices are tried out."""
 
 KERNELS = tuple(map(export.DisabledSafetyCheck.custom_call, ("__gpu$xla.gpu.triton", "triton_kernel_call_ffi")))
-"""What Pallas's kernels are kept as; JAX promises to read it again only in the same version, and no other one does here."""
+"""The custom call of Pallas's kernels. JAX promises to read it only in the same version, which is all that is needed
+here."""
 
 
 class Program(Generic[R]):
@@ -75,19 +77,19 @@ class Program(Generic[R]):
         update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
-        """What the function returns."""
+        """Runs the function."""
         if not all(map(_plain, jax.tree.leaves((args, kwargs)))):
             return self._jitted(*args, **kwargs)
         compiled, leaves = self._for(args, kwargs)
         return compiled(*leaves)
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles for arguments of these shapes, which may be `jax.ShapeDtypeStruct`s; in any thread."""
+        """Compiles for arguments of these shapes, which may be `jax.ShapeDtypeStruct`s; any thread may call this."""
         with own_settings():
             self._for(args, kwargs)
 
     def _for(self, args: tuple, kwargs: dict) -> tuple[Callable[..., R], list]:
-        """The compiled program, of the arguments' leaves; and these."""
+        """Returns the compiled program, whose arguments are leaves, and the leaves of these arguments."""
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         static = {name: bound.arguments.pop(name) for name in self._static}
@@ -120,14 +122,14 @@ def program(
 
 
 def _plain(leaf: object) -> bool:
-    """Whether it is a value on one device, and no tracer."""
+    """Whether the leaf is a value on one device, not a tracer."""
     if isinstance(leaf, Tracer):
         return False
     return not isinstance(leaf, jax.Array) or len(leaf.devices()) == 1
 
 
 def _load_or_trace(name: str, folder: Path, key: str, of_leaves: Callable, specs: Sequence) -> export.Exported:
-    """The program as a function of its leaves: from the folder where it is there, else traced and put there."""
+    """Returns the program as a function of its leaves: from the folder, or else traced and then stored there."""
     identity = f"{name} {key} {jax.default_backend()} {jax.devices()[0].device_kind} {jax.__version__} {source(PACKAGE)}"
     path = folder / f"dropjax-{name}-{hashlib.sha256(identity.encode()).hexdigest()}"
     program = _load(path)
@@ -142,7 +144,7 @@ def _compile(name: str, traced: Callable, specs: Sequence, quick: bool) -> Calla
     run.__name__ = name  # for JAX's logs
     lowered = jax.jit(run).lower(*specs)
     if quick and (options := QUICK.get(jax.default_backend())):
-        # An XLA may come that does not know an option.
+        # A later XLA may not know an option.
         with suppress(jax.errors.JaxRuntimeError):
             return lowered.compile(options)
     return lowered.compile()
@@ -159,7 +161,7 @@ def _load(path: Path) -> export.Exported | None:
 
 
 def _save(path: Path, program: bytes) -> None:
-    """Under its final name only when whole; a folder that cannot be written to keeps nothing."""
+    """Stores the program, under its final name only when it is whole; nothing is stored if the folder cannot be written."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent)
@@ -170,7 +172,7 @@ def _save(path: Path, program: bytes) -> None:
 
 @cache
 def source(package: Path) -> str:
-    """SHA-256 of every Python file below the folder, names included: another version's programs are not these."""
+    """SHA-256 of every Python file below the folder and its name, so that no other version's programs are loaded."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)} {path.stat().st_size} ".encode() + path.read_bytes())

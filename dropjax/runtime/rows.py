@@ -1,4 +1,4 @@
-"""Rows in chunks: sums, means and results over all rows of a table, as many at a time as a memory budget holds."""
+"""Sums, means and results over all rows of a table, in chunks of as many rows as a memory budget holds."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -16,18 +16,19 @@ T = TypeVar("T")
 def mean_over_rows(
     of_chunk: Callable[..., T], x: Float[Array, "N d"], pred: Float[Array, "N o"], bytes_per_row: int, memory: int
 ) -> T:
-    """Means over all predictions, from the sums that `of_chunk(x, pred, weight)` gives for chunks of rows in `memory`."""
+    """Means over all predictions, from the sums that `of_chunk(x, pred, weight)` returns for chunks of rows within
+    `memory`."""
     sums = sum_over_rows(of_chunk, (x, pred, jnp.ones(len(x))), bytes_per_row, memory)
     return mesh.whole(jax.tree.map(lambda a: a / pred.size, sums))
 
 
 def sum_over_rows(of_chunk: Callable[..., T], parts: Sequence[Float[Array, "N ..."]], bytes_per_row: int, memory: int) -> T:
-    """Sum of what `of_chunk(*parts)` gives for chunks of rows in `memory`; rows of zeros fill the last one."""
+    """Sum of the results of `of_chunk(*parts)` over chunks of rows within `memory`; rows of zeros fill up the last one."""
     return sum_over_chunks(of_chunk, row_chunks(parts, bytes_per_row, memory))
 
 
 def sum_over_chunks(of_chunk: Callable[..., T], chunks: Sequence[Float[Array, "C M ..."]]) -> T:
-    """Sum of what `of_chunk(*parts)` gives for each of C chunks of M rows."""
+    """Sum of the results of `of_chunk(*parts)` over C chunks of M rows."""
     sums = of_chunk(*(chunk[0] for chunk in chunks))
     if len(chunks[0]) > 1:
         rest = tuple(chunk[1:] for chunk in chunks)
@@ -36,7 +37,7 @@ def sum_over_chunks(of_chunk: Callable[..., T], chunks: Sequence[Float[Array, "C
 
 
 def map_over_rows(of_chunk: Callable[..., T], parts: Sequence[Float[Array, "N ..."]], bytes_per_row: int, memory: int) -> T:
-    """What `of_chunk(*parts)` gives for every row, rows first, from chunks of rows in `memory`."""
+    """Results of `of_chunk(*parts)` for every row, rows first, computed in chunks of rows within `memory`."""
     chunks = row_chunks(parts, bytes_per_row, memory)
     by_chunk = lax.map(lambda chunk: of_chunk(*chunk), chunks)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[: len(parts[0])], by_chunk)

@@ -1,4 +1,4 @@
-"""The settings of JAX that everything here is computed with, whatever the program around it or the shell has chosen."""
+"""The settings of JAX that all computations here need, whatever the program around them or the shell has chosen."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,11 +21,12 @@ SETTINGS = {
     "transfer_guard_device_to_device": "allow",
     "transfer_guard_device_to_host": "allow",
 }
-"""By JAX's name for each, without `jax_`. Orders that are tried may well overflow, and arrays do come from the host."""
+"""The settings by JAX's names without `jax_`. NaN is allowed because tried orders may overflow; arrays come from the
+host."""
 
 
 def others() -> dict[str, bool | str | None]:
-    """The settings that are not as they have to be, in this thread, with the value that they have to have."""
+    """The settings of this thread that differ from the needed ones, with the needed values."""
     # Where no guard is set, everything is allowed.
     now = {name: getattr(jax.config, f"jax_{name}") for name in SETTINGS}
     unset = {name for name, value in now.items() if name.startswith("transfer_guard") and value is None}
@@ -34,7 +35,7 @@ def others() -> dict[str, bool | str | None]:
 
 @contextmanager
 def own_settings() -> Iterator[None]:
-    """Within it, or within a function that it decorates, this thread's settings are as they have to be."""
+    """A context, also a decorator, in which this thread's settings have the needed values."""
     with ExitStack() as entered:
         for name, value in others().items():
             entered.enter_context(getattr(jax, name)(value))

@@ -1,7 +1,7 @@
 """The one writer of results.
 
-A regular file appears whole or not at all. Whatever else a path may lead to stays what it is: a device or a pipe is written
-in place, and `-`, or any other name of it, is standard output. Links are followed.
+A regular file appears whole or not at all. A device or a pipe is written in place and not replaced. The path `-`, or any
+other name of it, is standard output. Links are followed.
 """
 
 import errno
@@ -21,34 +21,34 @@ from safetensors import SafetensorError
 from dropjax.core.errors import InputError, NotWritten
 
 Content = str | bytes | Callable[[Path], object]
-"""What is to be written: text, bytes, or a function that writes it to the path that it is given."""
+"""The content to write: text, bytes, or a function that writes it to a given path."""
 
 STANDARD_OUTPUT = "-"
 
 LINKS = 40
-"""Links that are followed one after another; more of them lead nowhere."""
+"""Largest number of links that are followed one after another; a longer chain counts as broken."""
 
 
 def atomic_write(path: str | Path, content: Content) -> None:
-    """Writes what is to stand at `path`. Raises `NotWritten` where that fails.
+    """Writes the content to `path`. Raises `NotWritten` if that fails.
 
-    Of a regular file nothing is then left: neither the temporary file nor a folder made for it.
+    Nothing is then left of a regular file: neither the temporary file nor a folder made for it.
     """
     write_all({Path(path): content})
 
 
 class Results:
-    """Writes results, each where it can be: what could not be written is kept in `lost`, and the next one is tried."""
+    """Writes several results. A failure is recorded in `lost`, and the next result is tried."""
 
     def __init__(self) -> None:
         self.lost: dict[Path, NotWritten] = {}
 
     def write(self, path: str | Path, content: Content) -> None:
-        """`atomic_write`; a file that is written after all is no longer lost."""
+        """Writes like `atomic_write`; a file that is written after all is no longer in `lost`."""
         self.attempt(path, lambda: atomic_write(path, content))
 
     def attempt(self, path: str | Path, write: Callable[[], object]) -> None:
-        """Calls what writes something at `path`."""
+        """Calls a function that writes to `path`."""
         self.lost.pop(Path(path), None)
         try:
             write()

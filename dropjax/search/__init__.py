@@ -1,1 +1,1 @@
-"""The strategies: which stages run, what becomes of what they find, and the last word on it."""
+"""The search: its strategies, their stages, and the verification of what they find."""

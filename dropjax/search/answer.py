@@ -1,4 +1,4 @@
-"""An answer beside its yardstick: which outcome its errors stand for, and what tells another order from it."""
+"""An answer beside its yardstick: the outcome that its errors amount to, and how other orders are told from it."""
 
 from typing import NamedTuple
 
@@ -12,24 +12,24 @@ from dropjax.search.verify import ALIKE, Pass
 from dropjax.search.yardstick import EXACT, FAR_BELOW, Yardstick
 
 FINE = 0.3
-"""Fraction of pred's spread under which rounding is noise like any other, which knows nothing of the outputs."""
+"""Rounding finer than this fraction of pred's spread acts like noise that is independent of the outputs."""
 
 SURE = 3.0
-"""Standard errors by which another order's MSE has to be above the answer's to be told from it."""
+"""An order is told from the answer if its MSE is this many standard errors higher."""
 
 
 class Compared(NamedTuple):
-    """Orders beside the answer, as means over all predictions of some rows."""
+    """Comparison of orders with the answer: means over all predictions of some rows."""
 
     mse: Float[np.ndarray, "*K"]
     change: Float[np.ndarray, "*K"]
     """Mean square of the difference between an order's outputs and the answer's."""
     beyond: Float[np.ndarray, "*K"]
-    """How far its errors are beyond what rounding explains."""
+    """By how much the order's errors exceed what rounding explains."""
 
 
 class Answer(NamedTuple):
-    """An answer and what tells other orders from it."""
+    """An answer, with everything needed to compare other orders with it."""
 
     problem: Problem
     yardstick: Yardstick
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
     @property
     def outcome(self) -> Outcome:
-        """What its errors stand for, whatever else fits as well."""
+        """The outcome that the answer's errors amount to, if no other order fits as well."""
         yardstick, mse = self.yardstick, self.passed.by_output
         if yardstick.is_exact(mse) and (self.fits or not self.is_by_rounding):
             return Outcome.EXACT
@@ -56,22 +56,22 @@ class Answer(NamedTuple):
 
     @property
     def is_near(self) -> bool:
-        """Whether its errors are hardly more than pred's noise, and far below its variance."""
+        """Whether the answer's errors are hardly larger than pred's noise, and far below its variance."""
         noise = self.yardstick.pred_noise
         return noise is not None and self.passed.mse <= min((2 * noise) ** 2, FAR_BELOW * self.yardstick.variance)
 
     @property
     def unexplained(self) -> bool:
-        """Whether its errors are more than float32's noise."""
+        """Whether the answer's errors are larger than float32's noise."""
         return bool(np.sqrt(self.passed.mse) > ALIKE * self.float32)
 
     @property
     def fits(self) -> bool:
-        """Whether none of its errors is beyond what rounding explains."""
+        """Whether rounding explains all of the answer's errors."""
         return self.yardstick.bound is None or not self.beyond(mesh.fetch(self.passed.outputs)).any()
 
     def beyond(self, outputs: Float[np.ndarray, "N o"]) -> Float[np.ndarray, "N o"]:
-        """How far an order's errors are beyond what rounding explains."""
+        """By how much an order's errors exceed what rounding explains."""
         limit = self.yardstick.limit(self.float32)
         return np.maximum(np.abs(outputs - self.problem.table.pred) - limit, 0)
 
@@ -89,5 +89,6 @@ class Answer(NamedTuple):
         return told
 
     def alike(self, change: Float[np.ndarray, "*K"]) -> Bool[np.ndarray, "*K"]:
-        """Whether outputs that differ by that mean square are the same but for float32: a tie, and no rival."""
+        """Whether a mean square difference of the outputs is no more than float32's noise: such an order is a tie, not a
+        rival."""
         return np.sqrt(change) <= ALIKE * self.float32

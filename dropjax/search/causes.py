@@ -19,13 +19,13 @@ STEPS = 12
 """Gauss–Newton steps that fit a slope."""
 
 NEARLY = 1.3
-"""Factor between an error and what the rounding of x makes of it, up to which the one explains the other."""
+"""The rounding of x explains an error if the two differ by no more than this factor."""
 
 
 def other_activation(stack: Stack, x: Float[np.ndarray, "N d"], pred: Float[np.ndarray, "N o"]) -> str | None:
-    """The known activation with which a stack that stands in order comes far nearer to pred; None where none does.
+    """The known activation with which a stack in order comes far nearer to pred; None if there is none.
 
-    One pass with each; leaky_relu's slope is fitted.
+    Each activation is tried in one pass; for leaky_relu the slope is fitted.
     """
     few, wanted = x[:ROWS], pred[:ROWS].astype(np.float64)
 
@@ -41,7 +41,7 @@ def other_activation(stack: Stack, x: Float[np.ndarray, "N d"], pred: Float[np.n
 
 
 def _sloped(stack: Stack, x: Float[np.ndarray, "N d"], pred: Float[np.ndarray, "N o"]) -> list[str]:
-    """leaky_relu with the slope that fits best, to one decimal and to more; none where none fits."""
+    """The names of leaky_relu with the best fitting slope, to one decimal and to more; empty if no slope fits."""
 
     def outputs(slope: float) -> Float[np.ndarray, "N o"]:
         return replay(replace(stack, activation=f"leaky_relu({slope:.12f})"), x)
@@ -58,12 +58,12 @@ def _sloped(stack: Stack, x: Float[np.ndarray, "N d"], pred: Float[np.ndarray, "
 
 
 class FromX(NamedTuple):
-    """What x's rounding makes of the outputs, where pred was computed before it."""
+    """The effect of x's rounding on the outputs, if pred was computed before x was rounded."""
 
     noise: Float[np.ndarray, " o"]
-    """RMS, output by output."""
+    """RMS of the effect, for each output."""
     decimals: int
-    """Of the column that is rounded least."""
+    """Decimals of the column that is rounded least."""
 
 
 def noise_of_x(stack: Stack, x: Float[np.ndarray, "N d"]) -> FromX | None:
@@ -79,6 +79,6 @@ def noise_of_x(stack: Stack, x: Float[np.ndarray, "N d"]) -> FromX | None:
 
 
 def is_explained(mse: Float[np.ndarray, " o"], noise: Float[np.ndarray, " o"]) -> bool:
-    """Whether errors are as large as that noise makes them, no less and no more, in every output."""
+    """Whether the errors in every output are as large as the noise predicts, neither smaller nor larger."""
     rms = np.sqrt(mse)
     return bool(np.all(noise > 0) and np.all(rms <= NEARLY * noise) and np.all(noise <= NEARLY * rms))

@@ -7,16 +7,16 @@ import numpy as np
 from jaxtyping import Int
 
 BEST = 5
-"""Orders that are asked, at most."""
+"""At most this many orders are compared."""
 NEARLY = 3
-"""Times the lowest MSE up to which another order's is one of the best."""
+"""An order counts as one of the best if its MSE is at most this many times the lowest."""
 
 
 def unsettled(arrangements: Sequence[Int[np.ndarray, "L 2"]], mse: Sequence[float]) -> Int[np.ndarray, " K"]:
     """Input halves of the best arrangement whose block has another partner or place in some other of the best.
 
-    A block has kept its place where it belongs to the longest run of blocks that stand in the same sequence in both: one
-    that was moved far does not put those in doubt that it passed. Empty where there is no second one, or it is far worse.
+    A block has kept its place if it belongs to the longest common subsequence of the two orders: a block that was moved far
+    does not put in doubt the blocks that it passed. The result is empty if there is no second order, or only far worse ones.
     """
     ranked = [k for k in np.argsort(mse, kind="stable") if mse[k] <= NEARLY * min(mse)][:BEST]
     best, *others = (arrangements[k] for k in ranked)

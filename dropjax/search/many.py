@@ -13,10 +13,10 @@ from dropjax.runtime.device import share_of_cores, workers
 from dropjax.search.solving import changed, solve
 
 POLL = 0.2
-"""Seconds that solves are waited for before it is looked whether another can be begun."""
+"""Seconds between two looks at whether another solve can begin."""
 
 HANDED_OVER = 64
-"""Puzzles that an executor holds at a time, since there may be any number of them; it keeps as many workers busy."""
+"""Puzzles that an executor holds at a time: there may be more puzzles than memory, and this many keep its workers busy."""
 
 
 def solve_many(
@@ -26,12 +26,12 @@ def solve_many(
     executor: Executor | None = None,
     **changes: Unpack[OptionChanges],
 ) -> Generator[Solution, None, None]:
-    """`solve` for each puzzle, in the order given; programs are compiled once per shape and process.
+    """Solves each puzzle, in the order given; programs are compiled once per shape and process.
 
-    A CPU runs as many puzzles at once as it has cores: one small puzzle's products do not keep it busy. An `executor` runs
-    them where it wants to: a pool of processes, or a cluster's own (Dask's, Ray's, MPI's and Slurm's have the interface of
-    `concurrent.futures`). Raises as `solve`, and what the executor raises, where the puzzle's turn has come. Whoever leaves
-    the iterator stops the solves that are under way; an executor ends those that it has begun.
+    A CPU runs as many puzzles at once as it has cores, because the products of one small puzzle do not keep it busy. An
+    `executor` decides where they run: a pool of processes, or a cluster (Dask, Ray, MPI and Slurm offer the interface of
+    `concurrent.futures`). When a puzzle's turn comes, the errors of its `solve` and of the executor are raised. Closing the
+    iterator stops the solves that are under way; an executor finishes those that it has begun.
     """
     turn, ready = 0, {}
     calls = (partial(_given, puzzle) for puzzle in puzzles)
@@ -50,10 +50,10 @@ def as_solved(
     interrupted: Callable[[], bool] = lambda: False,
     executor: Executor | None = None,
 ) -> Iterator[tuple[int, Solution | Exception]]:
-    """`solve` for each puzzle that the calls give: its place in what was given, and the solution, as soon as there is one.
+    """Solves the puzzle that each call returns; yields the call's index and the solution as soon as there is one.
 
-    Where a puzzle cannot be had or solved, what was raised stands for the solution, and the others go on. Once `interrupted`
-    says so, the solves under way end with the best so far, and no other is begun.
+    If a puzzle cannot be loaded or solved, the exception is yielded instead of the solution, and the others go on. Once
+    `interrupted` returns true, the solves under way end with their best so far, and no other solve begins.
     """
     waiting, more = enumerate(puzzles), True
     under_way: dict[Future[Solution], int] = {}
@@ -72,7 +72,7 @@ def as_solved(
                     yield number, error
                     continue
                 under_way[ways.begin(puzzle)] = number
-            if interrupted():  # what runs cannot be cancelled, and ends by itself
+            if interrupted():  # running solves cannot be cancelled; they end by themselves
                 under_way = {future: number for future, number in under_way.items() if not future.cancel()}
             for future in wait(under_way, POLL, FIRST_COMPLETED).done:
                 number, error = under_way.pop(future), CancelledError() if future.cancelled() else future.exception()
@@ -93,7 +93,9 @@ class _ThisMachine:
         self.options, self.interrupted, self.left = options, interrupted, threading.Event()
         self.pool = ThreadPoolExecutor(workers())
         self.seen: set[tuple] = set()
-        self.first: Future | None = None  # of its shape: those behind it wait, or they would compile the same once more
+        self.first: Future | None = (
+            None  # the first of its shape: the others wait for it, or they would compile the same programs again
+        )
 
     def has_room(self, under_way: int) -> bool:
         return under_way < 2 * workers() and (self.first is None or self.first.done())
@@ -113,7 +115,7 @@ class _ThisMachine:
     def _solved(self, puzzle: Puzzle) -> Solution:
         if self._stopped():
             raise _NotBegun
-        with share_of_cores(1):  # its kernels start no threads of their own beside the other puzzles
+        with share_of_cores(1):  # its kernels start no threads of their own, for the other puzzles use the cores
             return solve(puzzle, self.options, interrupted=self._stopped)
 
     def _stopped(self) -> bool:
@@ -121,7 +123,7 @@ class _ThisMachine:
 
 
 class _Elsewhere:
-    """Solves by an executor, each with all that its process has."""
+    """Solves by an executor; each solve uses all devices of its process."""
 
     def __init__(self, options: Options, executor: Executor) -> None:
         self.options, self.executor = options, executor

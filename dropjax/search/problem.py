@@ -1,4 +1,4 @@
-"""What every search looks at: the stack and the rows, on the devices and on the host."""
+"""The data that every search uses: the stack and the rows, on the devices and on the host."""
 
 from typing import NamedTuple
 
@@ -17,23 +17,23 @@ class Table(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What every search looks at."""
+    """The data that every search uses."""
 
     stack: Stack
     x: Float[Array, "N d"]
     pred: Float[Array, "N o"]
     table: Table
-    """The same rows on the host."""
+    """The rows x and pred on the host."""
 
     @classmethod
     def of(cls, stack: Stack, x: Float[np.ndarray, "N d"], pred: Float[np.ndarray, "N o"]) -> "Problem":
-        """The problem of these arrays of the host, put on the devices."""
+        """Puts these host arrays on the devices and returns the problem that they pose."""
         on_devices: tuple[Array, Array] = mesh.put_rows((x, pred))
         return cls(mesh.put(stack), *on_devices, Table(x, pred))
 
     def first(self, rows: int) -> "Problem":
         """The problem with the table's first rows alone."""
-        # Cut on the host: on the device each new length would be one more program to compile.
+        # The rows are cut on the host: on the device each new length would need another program.
         if rows >= len(self.x):
             return self
         few = Table(*(part[:rows] for part in self.table))

@@ -1,8 +1,8 @@
-"""Other orders that fit a noisy or rounded pred as well: where there is one, the answer is not told from it.
+"""Rivals: other orders that fit a noisy or rounded pred as well as the answer does, so that they cannot be told apart.
 
-Looked at: every exchange of neighbours, every swap and insertion and every exchange of two output halves, to first order;
-the closest of them exactly, on all rows; and the orders that the search itself went through. Not looked at: several of these
-moves at once.
+Every exchange of neighbours, every swap and insertion and every exchange of two output halves is looked at to first order,
+and the closest of them exactly, on all rows. So are the orders that the search itself went through. Several of these moves
+at once are not looked at.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ from dropjax.search.answer import SURE, Answer, Compared
 from dropjax.search.verify import SCREENED_ROWS, Pass
 
 CLOSEST = 512
-"""Moves of least change to the outputs that are evaluated exactly."""
+"""Number of moves, those that change the outputs least, that are evaluated exactly."""
 
 AT_ONCE = 64
-"""Of them in each call, so that one length is compiled."""
+"""Number of moves in each call, always the same so that one length is compiled."""
 
 LOOKS = (256, 2048)
-"""First rows on which an order is looked at, before all: what they tell apart is told apart."""
+"""Number of first rows on which an order is compared before all rows are: what these tell apart needs no more."""
 
 
 def all_moves(depth: int) -> Int[np.ndarray, "K 3"]:
@@ -54,7 +54,7 @@ def changes_by_moves(
         i, j = jnp.triu_indices(depth, 1)
         at = linearise(stack, arrangement, x)
         near = jnp.zeros((depth, depth, len(x), outputs)).at[jnp.arange(depth - 1), jnp.arange(1, depth)]
-        near = near.set(adjacent_changes(stack, arrangement, at))[i, j]  # more exact than flips
+        near = near.set(adjacent_changes(stack, arrangement, at))[i, j]  # for neighbours this is more exact than flips
         far = [jnp.moveaxis(changes[..., i, j], -1, 0) for changes in far_changes(at)]
         far = [jnp.where((j == i + 1)[:, None, None], near, changes) for changes in far]
         changes = jnp.concatenate([pair_swap_changes(stack, arrangement, at)[i, j], *far])
@@ -96,14 +96,14 @@ class Rivals(NamedTuple):
     """Orders that the answer is not told from."""
 
     orders: Sequence[Int[np.ndarray, "L 2"]] = ()
-    """Those that fit as well."""
+    """The orders that fit as well as the answer."""
     better: Int[np.ndarray, "L 2"] | None = None
-    """One that fits better, where there is one."""
+    """An order that fits better; None if there is none."""
 
 
 def closest_moves(answer: Answer, memory: int = MEMORY) -> Int[np.ndarray, "K 3"]:
-    """The moves that change the outputs least, to first order on few rows, of those that rows without number would not tell
-    from the answer at sight."""
+    """The moves that change the outputs least, to first order on few rows; moves that noise can surely not hide are left
+    out."""
     stack, _, _, table = answer.problem
     changes = np.asarray(changes_by_moves(stack, answer.arrangement, table.x[:SCREENED_ROWS], memory))
     rms = max(np.sqrt(answer.passed.mse), answer.yardstick.pred_noise or 0)
@@ -113,7 +113,7 @@ def closest_moves(answer: Answer, memory: int = MEMORY) -> Int[np.ndarray, "K 3"
 
 
 def compared(answer: Answer, moves: Int[np.ndarray, "K 3"], rows: int, memory: int = MEMORY) -> tuple[Compared, float]:
-    """The orders after these moves beside the answer on the first rows, and the answer's own MSE there."""
+    """Compares the orders after these moves with the answer on the first rows; also returns the answer's own MSE there."""
     stack, _, _, table = answer.problem
     limit = answer.yardstick.limit(answer.float32)
     parts = table.x, table.pred, mesh.fetch(answer.passed.outputs), np.broadcast_to(limit, table.pred.shape)

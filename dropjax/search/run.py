@@ -1,4 +1,4 @@
-"""One solve under way: its clock, its records, and whoever wants to know."""
+"""One solve under way: its clock, its records, and the receiver of its reports."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ class Candidate(NamedTuple):
 
 @dataclass
 class Run:
-    """One solve under way: its clock, its records, and whoever wants to know."""
+    """One solve under way: its clock, its records, and the receiver of its reports."""
 
     problem: Problem
     options: Options
@@ -43,7 +43,7 @@ class Run:
     in_numbers: Int[np.ndarray, " L"] | None = None
     """Piece numbers of the input halves; without them, stages tell no orders."""
     label: str = ""
-    """Behind the names of its stages, where there are other runs."""
+    """Text behind the names of the stages, to tell them from those of other runs."""
     status: Status = field(default_factory=Status)
     stages: list[Stage] = field(default_factory=list)
     log: list[Candidate] = field(default_factory=list)
@@ -63,18 +63,18 @@ class Run:
 
     @property
     def context(self) -> Context:
-        """What the methods of the search are handed."""
+        """The context that the methods of the search receive."""
         return Context(self.options.memory, self.agreed_stop, self.keep, self.tell)
 
     def agreed_stop(self) -> StopReason | None:
-        """Why the search has to stop now, if it has to, as the first process sees it: see `Context`."""
+        """The reason to stop now, or None, as the first process sees it: see `Context`."""
         limit = self.options.time_limit
         late = limit is not None and time.perf_counter() - self.started > limit
         reasons = (None, StopReason.INTERRUPTED, StopReason.TIME_LIMIT)
         return reasons[mesh.agreed(1 if self.interrupted() else 2 if late else 0)]
 
     def keep(self, function: Callable[[], T], like: T) -> T:
-        """What `function()` gives, from the journal where there is one that has it."""
+        """Returns the result of `function()`, from the journal if there is one that holds it."""
         return function() if self.journal is None else self.journal.call(function, like, self.agreed_stop)
 
     def tell(
@@ -91,8 +91,8 @@ class Run:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict]:
-        """Times a stage; what it puts into the yielded record is kept: mse, rows, evaluations, swaps, and as order an
-        arrangement."""
+        """Times a stage; the entries that it puts into the yielded record are kept: mse, rows, evaluations, swaps, and as
+        order an arrangement."""
         name += self.label
         self.progress.begins(name)
         limit = self.options.time_limit
@@ -109,7 +109,7 @@ class Run:
         self.progress.ends(self.stages[-1])
 
     def full_pass(self, arrangement: Int[np.ndarray, "L 2"]) -> verify.Pass:
-        """The arrangement over all rows; asking again costs nothing."""
+        """Runs the arrangement over all rows; results are cached."""
         key = np.asarray(arrangement, np.int32).tobytes()
         if key not in self.passes:
             stack, x, pred, _ = self.problem
@@ -119,7 +119,7 @@ class Run:
         return self.passes[key]
 
     def float32_noise(self, arrangement: Int[np.ndarray, "L 2"]) -> float:
-        """float32's noise in the arrangement's outputs; asking again costs nothing."""
+        """float32's noise in the arrangement's outputs; results are cached."""
         key = np.asarray(arrangement, np.int32).tobytes()
         if key not in self.noises:
             stack, _, _, table = self.problem
@@ -134,12 +134,12 @@ class Run:
         return self.answer(arrangement).outcome.solved
 
     def answer(self, arrangement: Int[np.ndarray, "L 2"]) -> Answer:
-        """The arrangement beside the yardstick."""
+        """The arrangement as an answer, beside the yardstick."""
         passed, noise = self.full_pass(arrangement), self.float32_noise(arrangement)
         return Answer(self.problem, self.yardstick, arrangement, passed, noise)
 
     def on_all_rows(self, arrangement: Int[np.ndarray, "L 2"]) -> dict:
-        """The arrangement and its MSE as a stage's record has them."""
+        """The arrangement and its MSE over all rows, as entries of a stage's record."""
         return {"mse": self.full_pass(arrangement).mse, "rows": len(self.problem.x), "order": arrangement}
 
 
@@ -153,4 +153,4 @@ class Searched(NamedTuple):
     reason: str | None = None
     """Why nothing can be found, with the evidence."""
     notes: tuple[str, ...] = ()
-    """What else was found out."""
+    """Further findings."""

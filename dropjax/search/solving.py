@@ -41,9 +41,9 @@ from dropjax.search.yardstick import Level, Yardstick
 
 
 def prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> None:
-    """Compiles in the background what the search will call, while it does what comes first.
+    """Starts compiling, in the background, the programs that the search will call later.
 
-    One after another, on one core, compiling would take most of the time of a first solve.
+    If they were compiled one after another on one core, compiling would take most of the time of a first solve.
     """
     stack, x, pred, _ = problem
     nowhere = np.zeros((stack.depth, 2), np.int32)
@@ -76,10 +76,10 @@ def solve(
 ) -> Solution:
     """Find the arrangement of the pieces that reproduces `puzzle.pred`, and verify it on every row.
 
-    Options are given as an `Options`, or one by one by name: `solve(puzzle, method="paper")`. `interrupted` is asked between
-    dispatches; where it turns true, the best so far is verified and returned. What a `journal` holds is not searched again;
-    its `identity` has to be that of this puzzle and these options. Raises ValueError for options that make no sense
-    together, `InputError` for an initial order that is not of these pieces.
+    Options are given as an `Options`, or one by one by name: `solve(puzzle, method="paper")`. `interrupted` is called
+    between dispatches; once it returns true, the best arrangement so far is verified and returned. Results that a `journal`
+    holds are not computed again; its `identity` has to be that of this puzzle and these options. Raises ValueError if the
+    options contradict one another, and `InputError` if an initial order does not consist of this puzzle's pieces.
     """
     options = changed(options, changes)
     started = time.perf_counter()
@@ -108,7 +108,7 @@ def solve(
 
 
 def _begun(puzzle: Puzzle, yardstick: Yardstick, options: Options, pool: ThreadPoolExecutor) -> Run:
-    """A run of the puzzle with its first activation; what it will call is being compiled."""
+    """Starts a run of the puzzle with its first activation, and the compiling of its programs."""
     first = next(iter(ACTIVATIONS)) if options.activation == "auto" else options.activation
     problem = Problem.of(puzzle.stack(first), puzzle.x, puzzle.pred)
     if not mesh.is_set():
@@ -117,7 +117,7 @@ def _begun(puzzle: Puzzle, yardstick: Yardstick, options: Options, pool: ThreadP
 
 
 def _searched(run: Run, puzzle: Puzzle) -> tuple[Run, Searched]:
-    """What the strategy finds, with the activation that it was found with."""
+    """Runs the strategy; returns its result and the run, whose activation is the one it was found with."""
     options, stack = run.options, run.problem.stack
     with run.stage("pairing"):
         pairing = pair(stack.w_in, stack.w_out, options.memory, options.pairing or "ddr")
@@ -129,7 +129,7 @@ def _searched(run: Run, puzzle: Puzzle) -> tuple[Run, Searched]:
 
 
 def _solution(run: Run, puzzle: Puzzle, searched: Searched, verdict: Verdict, seconds: dict[str, float]) -> Solution:
-    """What is returned of a search and the verdict on it, its pass in pred's own units."""
+    """Builds the `Solution` from a search and the verdict on it; the verdict's pass is in the units of pred."""
     options, passed = run.options, verdict.passed
     stack = verify.arranged_on_host(puzzle.stack(run.problem.stack.activation), verdict.arrangement)
     full = options.verify == "full"
@@ -159,7 +159,7 @@ def _solution(run: Run, puzzle: Puzzle, searched: Searched, verdict: Verdict, se
 
 
 def identity(puzzle: Puzzle, options: Options) -> dict[str, str]:
-    """What a search's results depend on, for its journal."""
+    """Everything that a search's results depend on, by which its journal is recognised."""
     arrays = hashlib.sha256()
     for numbers in (puzzle.in_numbers, puzzle.out_numbers, puzzle.last_number):
         arrays.update(np.asarray(numbers, np.int64).tobytes())
@@ -176,12 +176,12 @@ def identity(puzzle: Puzzle, options: Options) -> dict[str, str]:
 
 
 def changed(options: Options | None, changes: Mapping[str, Any]) -> Options:
-    """The options with those changes; the default ones where there are none."""
+    """The options with these changes; without options, the default ones with these changes."""
     return Options(**{**(vars(options) if options else {}), **changes})
 
 
 def _doubt(run: Run, puzzle: Puzzle, searched: Searched, verdict: Verdict) -> dict[str, Any]:
-    """What a `Solution` says of a search that did not solve the puzzle."""
+    """The fields of a `Solution` that describe what is in doubt after a search that did not solve the puzzle."""
     arrangements, mse = zip(*run.log, strict=True)
     open_still = [doubt.unsettled(arrangements, mse), doubt.differing(verdict.arrangement, verdict.rivals)]
     variance = run.yardstick.variance
@@ -194,7 +194,7 @@ def _doubt(run: Run, puzzle: Puzzle, searched: Searched, verdict: Verdict) -> di
 
 
 def _search(runs: Sequence[Run], strategy: Strategy, begin: Begin) -> tuple[Run, Searched]:
-    """The best that the runs find, a search of each in turn, until one is solved."""
+    """Searches with each run in turn until one solves the puzzle; returns the best result and its run."""
     found: list[tuple[Run, Searched]] = []
     ways = deque((run, strategy(run, begin)) for run in runs)
     while ways:
@@ -202,7 +202,7 @@ def _search(runs: Sequence[Run], strategy: Strategy, begin: Begin) -> tuple[Run,
         searched = next(way, None)
         if searched is None:
             continue
-        stop = run.agreed_stop()  # asked once: what ends the search is what it says of its end
+        stop = run.agreed_stop()  # asked once, so that the reason that ends the search is the reason that is reported
         found.append((run, searched._replace(stop_reason=stop or searched.stop_reason)))
         if stop or run.solved(searched.arrangement):
             break

@@ -1,4 +1,4 @@
-"""The stages that the strategies are made of: each is timed, recorded, and gives an arrangement."""
+"""The stages that the strategies are made of: each is timed and recorded, and returns an arrangement."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,11 +21,11 @@ from dropjax.search.problem import Problem
 from dropjax.search.run import Run
 
 SEED_ROWS = 64
-"""Rows that `auto` finds its portfolio of seed orders on."""
+"""Rows on which `auto` computes its portfolio of seed orders."""
 MOVES_PER_CALL = 256
-"""Swaps scored before the clock is looked at again."""
+"""Swaps scored between two looks at the clock."""
 OVERFLOWED = float(np.finfo(np.float32).max)
-"""MSE of an arrangement whose outputs overflow."""
+"""The MSE that counts for an arrangement whose outputs overflow."""
 
 
 def separating(run: Run) -> Pairing:
@@ -35,7 +35,7 @@ def separating(run: Run) -> Pairing:
 
 
 def seed_orders(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray, "L 2"] | None) -> list[Start]:
-    """The given start or named seed order, and the same from behind; or all of the portfolio, the best first."""
+    """The given start or the named seed order, each also in reverse; without either, the whole portfolio, the best first."""
     options, few = run.options, run.problem.first(SEED_ROWS)
     if initial is not None:
         return both_ways(Start("given", initial))
@@ -46,19 +46,19 @@ def seed_orders(run: Run, pairs: Int[np.ndarray, "L 2"], initial: Int[np.ndarray
             record["order"] = arrangement
             return both_ways(Start(f"{options.seed_order} {direction}", arrangement))
         seeds = seeding.portfolio(few.stack, pairs, few.x, few.pred)
-        starts = [seeds[k] for k in np.argsort([seed.mse for seed in seeds])]  # one that overflowed, NaN, comes last
+        starts = [seeds[k] for k in np.argsort([seed.mse for seed in seeds])]  # an order that overflowed, NaN, comes last
         record |= {"mse": starts[0].mse, "rows": min(len(few.x), seeding.SCORED_ROWS), "evaluations": len(starts)}
         record["order"] = starts[0].arrangement
     return starts
 
 
 def both_ways(start: Start) -> list[Start]:
-    """The start, and its reverse: a proxy for depth may as well fall with it."""
+    """The start and its reverse, because a proxy may also fall with depth."""
     return [start, Start(f"{start.name}, reversed", start.arrangement[::-1].copy())]
 
 
 def straightened(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
-    """Straightened on few rows, which mostly ends it."""
+    """Straightens the order on few rows, which mostly solves it."""
     few = run.problem.first(rows_to_straighten(len(arrangement)))
     tolerance = 0.0 if run.pred_noise is not None else run.yardstick.tolerance
     with run.stage("straightening") as record:
@@ -66,7 +66,7 @@ def straightened(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarra
         record |= {"mse": float(found.mse) if np.isfinite(found.mse) else None, "rows": len(few.x)}
         arrangement = np.asarray(found.arrangement)
         record |= {"evaluations": int(found.rounds), "order": arrangement}
-    # Where pred is noisy, a solved order's neighbours are so too: the best of them is still to be found.
+    # Where pred is noisy, the neighbours of a solved order count as solved too; the best of them is still to be found.
     noisy = run.pred_noise is not None and run.solved(arrangement)
     return guided(run, arrangement) if noisy else arrangement
 
@@ -74,7 +74,7 @@ def straightened(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarra
 def guided(
     run: Run, arrangement: Int[np.ndarray, "L 2"], tolerances: Sequence[float] | None = None
 ) -> Int[np.ndarray, "L 2"]:
-    """Guided repair, on few rows first; on all of them where pred is noisy or the few rows were deceived."""
+    """Runs guided repair on few rows first, and on all rows if pred is noisy or the few rows misled it."""
     (stack, x, pred, _), options = run.problem, run.options
     if tolerances is None:
         tolerances = (0.0,) if run.pred_noise is not None else (run.yardstick.tolerance, 0.0)
@@ -121,7 +121,7 @@ def swap_gaps(
     depth = len(arrangement)
     swaps = pairs_of_positions(depth, SWAP)
     per_call = max(per_call, depth)
-    # The last call is filled up with swaps of nothing: there is at least one, and it scores the arrangement itself.
+    # The last call is filled up with empty swaps. There is at least one of them, and it scores the arrangement itself.
     moves = np.concatenate([swaps, nothing(depth, per_call - len(swaps) % per_call)])
     scores: list[np.ndarray] = []
     for start in range(0, len(moves), per_call):

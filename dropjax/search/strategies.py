@@ -1,4 +1,4 @@
-"""The strategies: which stages run, in what order, and what becomes of what they find."""
+"""The strategies: which stages run, in what order, and how their results are used."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,17 +20,18 @@ from dropjax.search.run import Run, Searched
 from dropjax.search.rungs import Climbed, Ground, climb
 
 FALLBACK_SEEDS = 4
-"""Seed orders that `auto` tries to repair, and least squares start from."""
+"""Number of seed orders that `auto` tries to repair and that least squares start from."""
 HOPELESS = 0.5
-"""Fraction of pred's variance that a seed order's MSE has to be under to be repaired before the ladder is tried."""
+"""A seed order is repaired before the ladder is tried if its MSE is below this fraction of pred's variance."""
 RANDOM_STARTS = 6
-"""Random orders from which least squares are tried in each attempt."""
+"""Number of random orders from which least squares start in each attempt."""
 ATTEMPTS = 3
-"""Attempts of the ladder before `auto` turns to the paper's exact route. It ends there, or goes on until its time is up."""
+"""Attempts of the ladder before `auto` takes the paper's exact route. After that it ends, or goes on until its time is
+up."""
 
 
 class Begin(NamedTuple):
-    """What every search has to begin with."""
+    """What every search begins with."""
 
     pairing: Pairing
     initial: Int[np.ndarray, "L 2"] | None
@@ -82,21 +83,21 @@ class Auto:
     begin: Begin
     pairing: Pairing
     starts: list[Start]
-    """Seed orders of that pairing, the best first."""
+    """Seed orders of the pairing, the best first."""
     straight: list[Searched] = field(default_factory=list)
-    """What straightening made of them."""
+    """The arrangements that straightening made of the seed orders."""
     attempts: int = 0
     """Attempts of the ladder so far."""
     nothing_to_find: bool = False
 
     @property
     def deep(self) -> bool:
-        """Whether single moves go astray, and scoring all of them exactly would never end."""
+        """Whether the stack is so deep that single moves mislead and scoring all of them exactly would take too long."""
         return is_deep(self.run.problem.stack.depth)
 
     @property
     def in_doubt(self) -> bool:
-        """Whether another pairing may be tried than the first, and there is reason to."""
+        """Whether there is reason to try another pairing than the first, and it is allowed."""
         free = self.run.options.pairing is None and self.begin.initial is None
         return free and len(doubtful(self.begin.pairing)) > 0
 
@@ -108,13 +109,13 @@ class Auto:
 
     @property
     def promising(self) -> list[Start]:
-        """Those of them from which straightening may succeed."""
+        """The starts from which straightening may succeed."""
         most = HOPELESS * float(np.var(self.run.problem.table.pred))
         return [] if self.deep else [start for start in self.repairable if start.mse < most]
 
 
 def auto(run: Run, begin: Begin) -> Iterator[Searched]:
-    """All that is known, the quickest first; where there is a time limit, the ladder again and again until its end."""
+    """Tries every method, the quickest first. With a time limit the ladder is repeated until the time is up."""
     at = Auto(run, begin, begin.pairing, stages.seed_orders(run, begin.pairs, begin.initial))
     table = (straighten_first, straighten_other_pairs, repair_best, *[climb_ladder] * ATTEMPTS, repair_exactly)
     for stage in table:
@@ -126,14 +127,14 @@ def auto(run: Run, begin: Begin) -> Iterator[Searched]:
 
 
 def straighten_first(at: Auto) -> Iterator[Searched]:
-    """Each promising start is straightened; the best one alone where the pairing is in doubt."""
+    """Straightens each promising start, or only the best one if the pairing is in doubt."""
     yield from _straighten(at, at.promising[:1])
     if not at.in_doubt:
         yield from _straighten(at, at.promising[1:])
 
 
 def straighten_other_pairs(at: Auto) -> Iterator[Searched]:
-    """Where the pairing is in doubt: the one that separates best takes its place, and the rest is straightened."""
+    """If the pairing is in doubt, replaces it by the one that separates best and straightens the remaining starts."""
     if not at.in_doubt:
         return
     at.pairing = at.begin.separating()
@@ -151,14 +152,14 @@ def _straighten(at: Auto, starts: Sequence[Start]) -> Iterator[Searched]:
 
 
 def repair_best(at: Auto) -> Iterator[Searched]:
-    """Guided repair of the best straightened order."""
+    """Runs guided repair on the best straightened order."""
     if at.straight:
         best = min(at.straight, key=lambda of: at.run.full_pass(of.arrangement).mse)
         yield best._replace(arrangement=stages.guided(at.run, best.arrangement))
 
 
 def climb_ladder(at: Auto) -> Iterator[Searched]:
-    """One attempt of the ladder: from the best seed orders the first time, and from random orders."""
+    """Makes one attempt of the ladder: the first from the best seed orders, later ones from random orders."""
     run, stack, attempt = at.run, at.run.problem.stack, at.attempts
     at.attempts += 1
     seed = run.options.random_seed + 1000 * attempt
@@ -186,15 +187,15 @@ def climb_ladder(at: Auto) -> Iterator[Searched]:
 
 
 def _ended(run: Run, best: Climbed) -> Int[np.ndarray, "L 2"]:
-    """What guided repair on all rows makes of the ladder's best, where that may help: where pred is noisy, the rows that the
-    ladder looks at do not tell between neighbours."""
+    """Repairs the ladder's best on all rows, if that may help: where pred is noisy, the ladder's rows are too few to tell
+    neighbours apart."""
     if run.agreed_stop() or (run.pred_noise is None and run.solved(best.arrangement)):
         return best.arrangement
     return stages.guided(run, best.arrangement)
 
 
 def repair_exactly(at: Auto) -> Iterator[Searched]:
-    """The paper's exact route from each of the best seed orders."""
+    """Takes the paper's exact route from each of the best seed orders."""
     run = at.run
     for start in [] if at.deep else at.repairable:
         few = run.problem.first(run.options.search_rows)

@@ -1,9 +1,10 @@
-"""Blocks and input halves that do the same, whatever makes them: the order of hidden units, their scale where the activation
-is homogeneous, their sign where it is odd, or units that do nothing.
+"""Twins: blocks or input halves that compute the same function although their weights differ. They may differ in the order
+of hidden units, in their scale (if the activation is homogeneous), in their sign (if it is odd), or in units that do
+nothing.
 
-What blocks do is compared on some states, and every exchange that seems to change nothing is then evaluated on all rows.
-Looked at: two blocks that are the same function, wherever they stand, and two input halves that do the same before each
-other's output halves. Not looked at: exchanges of three or more, and blocks far apart that differ but make up for it.
+The blocks' effects are compared on some states, and every exchange that seems to change nothing is then evaluated on all
+rows. This finds two blocks that are the same function wherever they stand, and two input halves that do the same before each
+other's output halves. It does not find exchanges of three or more, nor blocks far apart whose differences cancel.
 """
 
 from dataclasses import replace
@@ -19,17 +20,17 @@ from dropjax.search.answer import Answer
 from dropjax.search.verify import arranged_on_host
 
 POINTS = 8
-"""States before the first block, and as many behind the last, on which blocks are compared."""
+"""Blocks are compared on this many states before the first block and as many behind the last."""
 
 SAME = 1e-4
-"""Fraction of what blocks do, on average, up to which two seem to do the same."""
+"""Two blocks seem the same if their effects differ by at most this fraction of the blocks' average effect."""
 
 MOST = 256
-"""Exchanges that are evaluated, at most: of idle blocks, every one would be."""
+"""At most this many exchanges are evaluated: among idle blocks, all of them seem to change nothing."""
 
 
 def twin_pieces(puzzle: Puzzle, answer: Answer, memory: int = MEMORY) -> list[list[int]]:
-    """The pieces that each exchange exchanges which changes no output: two blocks' four, or two input halves."""
+    """For each exchange that changes no output, its pieces: the four of two blocks, or two input halves."""
     blocks, halves = alike(arranged_on_host(answer.problem.stack, answer.arrangement), answer.problem.table.x)
     exchanges = [(int(i), int(j), both) for both, found in ((True, blocks), (False, halves)) for i, j in np.argwhere(found)][
         :MOST
@@ -47,7 +48,7 @@ def twin_pieces(puzzle: Puzzle, answer: Answer, memory: int = MEMORY) -> list[li
 def alike(stack: Stack, x: Float[np.ndarray, "N d"]) -> tuple[Bool[np.ndarray, "L L"], Bool[np.ndarray, "L L"]]:
     """For positions i < j of a stack in order, whether the blocks seem to do the same, and whether the input halves do.
 
-    Each block's effect is looked at in one random direction.
+    Each block's effect is measured in one random direction.
     """
     width = stack.w_in.shape[2]
     to_the_end = replace(stack, w_last=np.eye(width), b_last=np.zeros(width))
@@ -63,7 +64,7 @@ def alike(stack: Stack, x: Float[np.ndarray, "N d"]) -> tuple[Bool[np.ndarray, "
 
 
 def _exchanged(arrangement: Int[np.ndarray, "L 2"], i: int, j: int, both: bool) -> Int[np.ndarray, "L 2"]:
-    """The arrangement with two blocks exchanged, or their input halves alone."""
+    """The arrangement after the exchange of two blocks, or of their input halves alone."""
     exchanged, columns = arrangement.copy(), slice(0, 2 if both else 1)
     exchanged[[i, j], columns] = arrangement[[j, i], columns]
     return exchanged

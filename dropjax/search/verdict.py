@@ -1,4 +1,4 @@
-"""What verification makes of a search's answer."""
+"""The verdict on a search's answer, from its verification."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,12 +19,12 @@ from dropjax.search.twins import twin_pieces
 from dropjax.search.yardstick import FAR_BELOW, tells_enough
 
 SETTLING = 2
-"""Moves for each block, at most, by which an answer that pred's rounding still contradicts is mended."""
+"""At most this many moves for each block repair an answer that pred's rounding still contradicts."""
 
 
 def finished(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
-    """A solved arrangement, repaired on where float32 tells it from the answer: of a deep stack, exchanges of neighbours can
-    do less than an exact answer's MSE allows."""
+    """Repairs a solved arrangement further if float32 tells it from the answer: in a deep stack, an exchange of neighbours
+    can change the outputs by less than the MSE of an exact answer allows."""
     if run.pred_noise is not None or not run.solved(arrangement):
         return arrangement
     tolerance = (verify.ALIKE * run.float32_noise(arrangement)) ** 2
@@ -35,7 +35,7 @@ def finished(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "
 
 
 class Verdict(NamedTuple):
-    """What verification says of an answer."""
+    """The result of an answer's verification."""
 
     arrangement: Int[np.ndarray, "L 2"]
     passed: verify.Pass
@@ -43,16 +43,16 @@ class Verdict(NamedTuple):
     noise: verify.Noise
     ties: Sequence[Sequence[int]] = ()
     rivals: Sequence[Int[np.ndarray, "L 2"]] = ()
-    """Other arrangements that fit as well, where that is why it is not solved."""
+    """Other arrangements that fit as well, if they are the reason why it is not solved."""
     stop_reason: StopReason | None = None
-    """Why it is not solved, where the search thought it was."""
+    """Why it is not solved although the search took it for solved."""
     reason: str | None = None
     """The evidence for that, in words."""
     notes: Sequence[str] = ()
-    """What else there is to know of a solved answer."""
+    """Remarks on a solved answer."""
 
     def not_told(self, reason: str, rivals: Sequence[Int[np.ndarray, "L 2"]] = ()) -> "Verdict":
-        """The verdict on an answer that nothing contradicts and that is not told from others."""
+        """The verdict on an answer that nothing contradicts but that cannot be told from others."""
         return self._replace(outcome=Outcome.NOT_SOLVED, stop_reason=StopReason.UNTOLD, reason=reason, rivals=rivals)
 
 
@@ -83,7 +83,7 @@ def judged(run: Run, puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"]) -> Ver
 
 
 def _settled(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> tuple[Answer, verify.Near, Sequence[Int[np.ndarray, "L 2"]]]:
-    """The arrangement, or what single moves that fit better lead to from there; its ties; and what it is not told from."""
+    """The answer, after any single moves that fit better, with its ties and with the orders it cannot be told from."""
     (stack, x, pred, table), memory, full = run.problem, run.options.memory, run.options.verify == "full"
     left = SETTLING * len(arrangement)
     while True:
@@ -106,7 +106,8 @@ def _settled(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> tuple[Answer, ver
 
 
 def _answer(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Answer:
-    """The arrangement as an answer; its yardstick holds the noise of x's rounding where that explains what is left."""
+    """The arrangement as an answer; its yardstick includes the noise of x's rounding if that explains the remaining
+    error."""
     answer = run.answer(arrangement)
     if answer.outcome.solved:
         return answer
@@ -125,8 +126,10 @@ def _answer(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Answer:
 
 
 def explained(run: Run, searched: Searched) -> tuple[Run, Searched] | None:
-    """A search's result far below pred's variance that is not solved: what explains the error that is left, where that makes
-    it solved or leaves nothing to search for: another activation, or x's rounding."""
+    """Explains the remaining error of a result far below pred's variance, by another activation or by x's rounding.
+
+    Returns the run and the result with that explanation if they solve the puzzle or leave nothing to search for; else None.
+    """
     arrangement, mse = searched.arrangement, run.full_pass(searched.arrangement).mse
     if not mse < FAR_BELOW * run.yardstick.variance:
         return None

@@ -23,15 +23,17 @@ from dropjax.runtime.programs import program
 from dropjax.runtime.rows import in_chunks, map_over_rows, sum_over_rows
 
 PASS_ROWS = 1 << 14
-"""Rows that go through the stack together where one part takes them all: enough to keep a device busy."""
+"""Rows that go through the stack together when the table is not divided: enough to keep a device busy."""
 
 SCREENED_ROWS = 48
-"""Rows on which ties are looked for and float32's noise is measured; what is found is tried on all rows."""
+"""Rows on which ties are looked for and float32's noise is measured; ties found there are checked on all rows."""
 ALIKE = 4
-"""Times float32's noise: RMS differences up to which outputs are the same. Two runs differ by √2 times the noise of one."""
+"""Outputs count as the same if their RMS difference is at most this many times float32's noise (two runs differ by √2 times
+it)."""
 NEAR, NEARER = 100, 20
-"""Times the noise: changes to first order up to which moves are looked at, and exact ones, on those rows, where there are
-more than `PADDED` of them. Moves that change more than twice the answer's RMS error cannot lower it."""
+"""Moves are looked at further if they change the outputs by at most this many times the noise: to first order, and where
+more than `PADDED` moves are left, exactly on the screening rows. A move that changes more than twice the answer's RMS error
+cannot lower it."""
 PADDED = 64
 """Moves are evaluated in multiples of this number, so that few lengths are ever compiled."""
 
@@ -47,13 +49,13 @@ class Pass(NamedTuple):
 
     @property
     def mse(self) -> float:
-        """Over all outputs; infinite where it is no number."""
+        """MSE over all outputs; infinite if it is NaN."""
         mse = float(np.mean(self.by_output))
         return mse if np.isfinite(mse) else np.inf
 
     @property
     def max_abs_error(self) -> float:
-        """Over all outputs."""
+        """Largest absolute error over all outputs."""
         return float(np.max(self.largest))
 
 
@@ -64,7 +66,7 @@ def full_pass(
     pred: Float[Array, "N o"],
     memory: int = MEMORY,
 ) -> Pass:
-    """One pass of the arrangement over all rows, which the cores of a CPU share."""
+    """Runs the arrangement over all rows, which the cores of a CPU share."""
     parts = pass_parts(len(x))
     of_part = partial(pass_part, stack, arrangement, x, pred, parts=parts, memory=memory)
     outputs, squares, largest = zip(*side_by_side(of_part, np.arange(parts, dtype=np.int32)), strict=True)
@@ -87,8 +89,8 @@ def pass_part(
     parts: int = 1,
     memory: int = MEMORY,
 ) -> tuple[Float[Array, "M o"], Float[Array, " o"], Float[Array, " o"]]:
-    """The outputs of one of some equal parts of the rows, and of each output the sum of squared errors and the largest
-    absolute one; rows of zeros fill the last part."""
+    """The outputs of one of several equal parts of the rows, with each output's sum of squared errors and largest absolute
+    error. Rows of zeros fill up the last part."""
     hidden, width = stack.w_in.shape[1:]
     bytes_per_row = 8 * (width + hidden)
     rows = -(-len(x) // parts)
@@ -101,16 +103,16 @@ def pass_part(
 
 
 class Noise(NamedTuple):
-    """RMS errors that have nothing to do with the order."""
+    """RMS errors that do not depend on the order."""
 
     float32: float
-    """Between the stack's outputs in float32 and in float64."""
+    """RMS difference between the stack's outputs in float32 and in float64."""
     pred: float | None
-    """Of pred's own rounding, or its declared noise; None where it has neither."""
+    """RMS of pred's own rounding or of its declared noise; None if it has neither."""
 
     @property
     def floor(self) -> float:
-        """Both together."""
+        """RMS of both together."""
         return float(np.hypot(self.float32, self.pred or 0.0))
 
 
@@ -153,18 +155,18 @@ class Near(NamedTuple):
     """Moves from an answer that come near float32's noise."""
 
     ties: Int[np.ndarray, "K 3"]
-    """Those that change no output by more than the noise: no table can tell."""
+    """Moves that change no output by more than the noise, so that no table can tell them from the answer."""
     better: Int[np.ndarray, "L 2"] | None
-    """The arrangement after the best of those that lower the MSE by more than the noise, if any does."""
+    """The arrangement after the best of the moves that lower the MSE by more than the noise; None if none does."""
 
     @classmethod
     def none(cls) -> "Near":
-        """No such moves."""
+        """The result without any such moves."""
         return cls(np.zeros((0, 3), np.int32), None)
 
 
 class _Stopped(Exception):
-    """What would have taken long was not waited for."""
+    """The long computation was stopped before its end."""
 
 
 def near_moves(
@@ -181,8 +183,8 @@ def near_moves(
 ) -> Near:
     """Swaps of neighbours and pair swaps that the answer can hardly be told from, evaluated on all rows.
 
-    With `screen`, only moves whose change on few rows comes near the noise are. Without, that takes long: once `stopped`
-    says so, it is as with `screen` after all.
+    With `screen`, only moves whose change on few rows comes near the noise are evaluated. Without it the evaluation takes
+    long; once `stopped` returns true, it goes on as with `screen`.
     """
     depth = stack.depth
     moves = np.concatenate([adjacent_swaps(depth), pairs_of_positions(depth, PAIR_SWAP)])
@@ -220,7 +222,7 @@ def near_moves(
 
 
 def tied_pieces(puzzle: Puzzle, arrangement: Int[np.ndarray, "L 2"], ties: Int[np.ndarray, "K 3"]) -> list[list[int]]:
-    """The pieces that each tie exchanges: two blocks' four, or two output halves."""
+    """The pieces that each tie exchanges: the four of two blocks, or two output halves."""
     groups = []
     for kind, i, j in ties:
         outs = [int(puzzle.out_numbers[arrangement[k, 1]]) for k in (i, j)]
@@ -244,7 +246,7 @@ def duplicate_pieces(puzzle: Puzzle) -> list[list[int]]:
 def float64_errors(
     stack: Stack, x: Float[np.ndarray, "N d"], pred: Float[np.ndarray, "N o"], stopped: Callable[[], bool] = lambda: False
 ) -> Mapping[str, float] | None:
-    """MSE and largest absolute error of the float64 replay of a stack over all rows; None once `stopped` says so."""
+    """MSE and largest absolute error of the float64 replay of a stack over all rows; None if `stopped` ended it."""
     squares = largest = 0.0
     for start in range(0, len(x), PASS_ROWS):
         if mesh.agreed(int(stopped())):
