@@ -39,7 +39,7 @@ def all_moves(network):
     return moves.every_move(network.depth, masks)
 
 
-@pytest.mark.parametrize("name", ["P=1", "jointly", "in turn"])
+@pytest.mark.parametrize("name", ["P=1", pytest.param("jointly", marks=pytest.mark.slow), "in turn"])
 def test_moves_change_the_outputs_as_sums_of_flips_say(name):
     rng = np.random.default_rng(0)
     network, at, x = network_of(name, rng)

@@ -107,7 +107,7 @@ def test_support_is_the_posterior_density_of_the_shared_slope_over_its_prior_den
             assert table[k, j] == pytest.approx(posterior - prior, rel=0.02, abs=0.3)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_at_the_true_states_the_true_next_block_and_partners_come_first(seed):
     stack, truth, x, pred = planted(seed)
     none, ranks = np.full(L, -1), []
@@ -132,7 +132,7 @@ def peeled(stack, pairs, certain, x, pred):
     return at
 
 
-@pytest.mark.parametrize("known", ["all", "some", "none"])
+@pytest.mark.parametrize("known", ["all", "some", pytest.param("none", marks=pytest.mark.slow)])
 def test_a_stack_is_peeled_with_the_pairs_that_are_known(known):
     stack, truth, x, pred = planted(1)
     certain = np.full(L, -1)
@@ -146,7 +146,7 @@ def test_a_stack_is_peeled_with_the_pairs_that_are_known(known):
     assert not found.knows_nothing
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_a_table_of_another_network_knows_nothing(seed):
     stack, truth, x, _ = planted(seed)
     _, _, _, other = planted(seed + 100)

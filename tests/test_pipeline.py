@@ -68,7 +68,7 @@ def test_a_planted_stack_comes_back(method, outputs):
         ("auto", "gelu"),
         pytest.param("auto", "silu", marks=pytest.mark.slow),
         pytest.param("auto", "tanh", marks=pytest.mark.slow),
-        ("paper", "silu"),
+        pytest.param("paper", "silu", marks=pytest.mark.slow),
     ],
 )
 def test_the_activation_is_found_by_trying_each(method, activation):
@@ -107,6 +107,7 @@ def test_a_start_that_stands_the_wrong_way_round_is_turned(monkeypatch):
         assert solution.seed_order.startswith(f"delta_norm {direction}")
 
 
+@pytest.mark.slow
 def test_all_starts_are_straightened_before_the_best_of_them_is_repaired(monkeypatch):
     puzzle, permutation = planted(1, L=9)
     blocks = np.reshape(permutation[:-1], (9, 2))[[1, 0, 2, 3, 5, 4, 6, 8, 7]]
@@ -182,6 +183,7 @@ def test_predictions_of_another_stack_are_not_solved():
     assert sorted(solution.permutation) == list(range(11))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_pairs_that_the_weights_do_not_show_are_read_off_the_errors(seed):
     puzzle, permutation = planted(seed, L=6, coupling=0, rows=1500)

@@ -156,7 +156,8 @@ def test_the_evidence_is_a_density():
     assert places.log_evidence(2.0, linear) == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize("deviation", [pytest.param(3.0, marks=pytest.mark.slow), 12.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("deviation", [3.0, 12.0])
 def test_a_start_is_as_uncertain_as_its_errors_say(deviation):
     rng = np.random.default_rng(6)
     stack, truth = reference.random_stack(rng, 96, 8, 12, 1, size=0.02), reference.random_arrangement(rng, 96)

@@ -1,3 +1,4 @@
+import inspect
 from dataclasses import replace
 
 import jax
@@ -204,7 +205,7 @@ def test_straightening_ends_where_two_programs_round_one_mse_differently(monkeyp
     monkeypatch.setattr("dropjax.ordering.straightening.score_arrangements", lower)
     stack, _, truth, x, pred = near_truth(3)
     noisy = pred + np.random.default_rng(0).normal(scale=1e-3, size=pred.shape).astype(np.float32)
-    rounds = jax.jit(straightening.__wrapped__)
+    rounds = jax.jit(inspect.unwrap(straightening))
     found = rounds(stack, start_straightening(truth), x, noisy, np.float32(0), np.int32(50))
     np.testing.assert_array_equal(found.arrangement, truth)
     assert int(found.rounds) == 2

@@ -1,3 +1,4 @@
+import inspect
 from dataclasses import replace
 from functools import partial
 
@@ -250,7 +251,7 @@ def test_bubble_repair_ends_where_two_programs_round_one_mse_differently(monkeyp
         return jnp.where(start == 0, 1.00001, 1) * squared_error(stack, arrangement, start, *rest)
 
     monkeypatch.setattr(bubble, "squared_error", higher)
-    compiled = jax.jit(bubble_rounds.__wrapped__, static_argnames=("most", "window", "memory"))
+    compiled = jax.jit(inspect.unwrap(bubble_rounds), static_argnames=("most", "window", "memory"))
     monkeypatch.setattr(bubble, "bubble_rounds", compiled)
     rng = np.random.default_rng(2)
     stack = reference.random_stack(rng, 4, 6, 5, 1)

@@ -242,6 +242,7 @@ def test_a_search_for_a_report_that_is_stopped_gives_a_page(small, tmp_path, mon
     assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")} == {"architecture"}
 
 
+@pytest.mark.slow
 def test_a_figure_that_cannot_be_written_takes_nothing_from_the_others(small, tmp_path, capsys, monkeypatch):
     parts = dict(exhibits.PARTS)
     monkeypatch.setattr(exhibits, "PARTS", {**dict(list(parts.items())[:2]), "the end": stopped})

@@ -68,6 +68,7 @@ def test_solves_and_says_so(solve, planted, converted, tmp_path):
     assert set(record["seconds"]) == {"load", "compile", "solve", "verify", "total"}
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_takes_nothing_from_the_rest(converted):
     out = converted.with_name("result")
     command = f"{sys.executable} -m dropjax.solve {converted} --out {out} | true; exit ${{PIPESTATUS[0]}}"

@@ -153,7 +153,8 @@ def fit(
     """The regression at the states x, its ridge the one of `RIDGES` with the largest evidence.
 
     Its features are the hidden activations of the input halves in `left` or, given a `basis`, the residuals of the blocks
-    there along it. A row of −1 stands for no block: its features are zeros, and so is its gain.
+    there along it. A row of −1 stands for no block: its features are zeros, and so is its gain. The gains are D19 in
+    docs/method.md.
     """
     features = hidden_features(stack, left, x) if basis is None else residual_features(stack, left, x, basis)
     seen = design(stack, left, x, pred, features)
@@ -195,6 +196,7 @@ def _surprise(covariance: Float[Array, "q q"], missed: Float[Array, "q o"]) -> t
 @jax.jit
 def support(stack: Stack, of: Fit) -> Float[Array, "m L"]:
     """What speaks for each output half behind each of the remaining input halves, in nats, from a fit on hidden activations.
+    See D20 in docs/method.md.
 
     If the two are a block and the next one, its hidden units move the outputs through the state alone: their coefficients
     are W_outᵀ·g, with the g of the states' own coefficients. The Bayes factor for that is the posterior density of this
