@@ -87,7 +87,7 @@ def whole(stack: Stack, truth: Int[np.ndarray, "L 2"], x: Array, pred: Array, kn
     return {
         "pairs_known": known,
         "pairs_right": int(np.sum(at.arrangement[:, 1] == truth[place, 1])),
-        "tau": float(scipy.stats.kendalltau(place, np.arange(stack.depth)).statistic),
+        "tau": float(np.asarray(scipy.stats.kendalltau(place, np.arange(stack.depth)))[0]),
         "least_lift": float(at.lift.min()),
         "seconds": time.perf_counter() - start,
     }

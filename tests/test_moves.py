@@ -194,7 +194,7 @@ def test_first_order_ranks_the_real_puzzles_neighbours_as_exact_scores_do(real_p
     assert np.corrcoef(ranks[0], ranks[1])[0, 1] > 0.99
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(reference.shapes, reference.seeds)
 def test_first_order_scores_are_the_mean_effects_of_the_changes(shape, seed):
     stack, arrangement, x, pred = drawn(shape, seed)

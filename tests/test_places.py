@@ -210,6 +210,7 @@ def test_a_search_that_is_stuck_looks_finer():
     assert places.placing_round(stack, start, stuck, x, pred).fine == places.FINER
 
 
+@pytest.mark.slow
 def test_predictions_of_another_network_end_it():
     rng = np.random.default_rng(6)
     stack, start = reference.random_stack(rng, 12, 8, 12, 1, size=0.1), reference.random_arrangement(rng, 12)

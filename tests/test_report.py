@@ -279,6 +279,7 @@ def test_no_backend_of_the_users_is_in_the_way(backend, tmp_path):
     assert (run.stdout, run.stderr) == ("True\n", "")
 
 
+@pytest.mark.slow
 def test_curves_follow_a_training(tmp_path):
     curves = tmp_path / "curves.json"
     shape = ("--depth", "3", "--hidden", "7", "--width", "5", "--rows", "40", "--epochs", "2", "--seed", "0,1")

@@ -153,8 +153,8 @@ def fit(
     """The regression at the states x, its ridge the one of `RIDGES` with the largest evidence.
 
     Its features are the hidden activations of the input halves in `left` or, given a `basis`, the residuals of the blocks
-    there along it. A row of −1 stands for no block: its features are zeros, and so is its gain. The gains are D19 in
-    docs/method.md.
+    there along it. A row of −1 stands for no block: its features are zeros, and so is its gain
+    (D19 in docs/method.md).
     """
     features = hidden_features(stack, left, x) if basis is None else residual_features(stack, left, x, basis)
     seen = design(stack, left, x, pred, features)
