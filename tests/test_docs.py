@@ -95,3 +95,9 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path):
     assert "http" not in "".join(
         re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="([^"]+)"', (tmp_path / "index.html").read_text())
     )
+
+
+def test_everything_exported_is_documented():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\.\. auto\w+:: (\w+)$", page, re.MULTILINE))
+    assert listed == set(dropjax.__all__) - {"__version__"}
