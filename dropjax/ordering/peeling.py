@@ -167,14 +167,15 @@ def fit(
     found = Fit(of.evidence, of.coefficients, root, ridges[best], of.noise, jnp.zeros(groups), seen.scales)
 
     def gain(k: Int[Array, ""]) -> Float[Array, ""]:
-        group, own = (_group(part, axis, width + k * size, size) for part, axis in ((root, 1), (of.coefficients, 0)))
+        group, own = _half(found, width + k * size, size)
         return _surprise(_covariance(found, group), own)[0]
 
     return found._replace(gains=lax.map(gain, jnp.arange(groups)))
 
 
-def _group(part: Array, axis: int, first: Int[Array, ""], size: int) -> Array:
-    return lax.dynamic_slice_in_dim(part, first, size, axis)
+def _half(of: Fit, first: Int[Array, ""], size: int) -> tuple[Float[Array, "r q"], Float[Array, "q o"]]:
+    """One half's columns of the root, and its coefficients."""
+    return lax.dynamic_slice_in_dim(of.root, first, size, 1), lax.dynamic_slice_in_dim(of.coefficients, first, size, 0)
 
 
 def _covariance(of: Fit, a: Float[Array, "r p"], b: Float[Array, "r q"] | None = None) -> Float[Array, "p q"]:
@@ -208,7 +209,7 @@ def support(stack: Stack, of: Fit) -> Float[Array, "m L"]:
     of_states = by_state**2 * _covariance(of, states)
 
     def of_half(k: Int[Array, ""]) -> Float[Array, " L"]:
-        group, own = (_group(part, axis, width + k * size, size) for part, axis in ((of.root, 1), (of.coefficients, 0)))
+        group, own = _half(of, width + k * size, size)
         of_group, with_states = by_hidden**2 * _covariance(of, group), by_hidden * by_state * _covariance(of, states, group)
 
         def behind(w_out: Float[Array, "d h"]) -> Float[Array, ""]:
