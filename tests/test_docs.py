@@ -19,7 +19,7 @@ FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 
 
 def links(page: str) -> list[str]:
-    """Where the links and images of a Markdown page lead, code left out."""
+    """The targets of the links and images of a Markdown page, without those in code."""
     prose = re.sub(r"`[^`\n]*`", "", FENCED.sub("", page))
     return re.findall(r"\]\(([^)\s]+)\)", prose)
 
@@ -31,7 +31,7 @@ def anchors(page: str) -> set[str]:
 
 
 def missing(page: Path) -> list[str]:
-    """Those of a page's links within the project that lead to no file, or to no heading of it."""
+    """The links of a page within the project whose file or heading does not exist."""
     lost = []
     for link in links(page.read_text(encoding="utf-8")):
         if re.match(r"\w+:", link):
@@ -95,6 +95,28 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path):
     assert "http" not in "".join(
         re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="([^"]+)"', (tmp_path / "index.html").read_text())
     )
+
+
+def paths(svg: str) -> list[tuple[str, float, float]]:
+    """The colour of each line of the picture of straightening, and the heights at which it begins and ends."""
+    found = re.findall(r'<path d="M\S+ (\S+?)C[^"]* (\S+?)" stroke="(\S+)"/>', svg)
+    return [(colour, float(start), float(end)) for start, end, colour in found]
+
+
+@pytest.mark.slow
+def test_the_readmes_picture_is_what_its_command_draws(tmp_path: Path):
+    command = [sys.executable, ROOT / "scripts" / "draw_straightening.py", tmp_path / "drawn.svg"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    drawn = (tmp_path / "drawn.svg").read_text(encoding="utf-8")
+    kept = (ROOT / "docs" / "_static" / "straightening.svg").read_text(encoding="utf-8")
+    assert drawn.partition("<path")[0] == kept.partition("<path")[0]
+    # Between its ends a line may take another way: another machine rounds otherwise.
+    assert paths(drawn) == paths(kept)
+    assert abs(drawn.count("<text") - kept.count("<text")) <= 4
+    ends = [end for _, _, end in paths(kept)]
+    assert ends == sorted(ends) and len(ends) == 48 and [start for _, start, _ in paths(kept)] != ends
+    assert ">48</text>" in drawn and re.search(r">MSE 0\.\d+ → \S+e-1[3-6]</text>", drawn)
 
 
 def test_everything_exported_is_documented():
