@@ -1,4 +1,4 @@
-"""What the command lines share: arguments, exit statuses, one-line errors, signals, and progress for people and for logs."""
+"""Parts shared by the command lines: arguments, exit statuses, one-line errors, signals, and progress."""
 
 import argparse
 import atexit
@@ -24,13 +24,13 @@ from dropjax.core.solution import Stage
 from dropjax.runtime.writing import Results
 
 SOLVED, NOT_SOLVED, BAD_INPUT, NOT_WRITTEN = range(4)
-"""Exit statuses. What is not written may be solved or not; it is printed where it can be."""
+"""Exit statuses. With `NOT_WRITTEN` the puzzle may be solved or not; the result is printed if possible."""
 
 FAULT = 70
-"""Exit status of an error that nobody foresaw: EX_SOFTWARE of sysexits.h."""
+"""Exit status of an unexpected error: EX_SOFTWARE of sysexits.h."""
 
 INTERRUPTED = 130
-"""Exit status after a second SIGINT, or one before there was anything to write: 128 + 2, as shells have it."""
+"""Exit status after a second SIGINT, or one before there was anything to write: 128 + 2, the shells' convention."""
 
 STATUSES = (
     "exit status: {done}; 2 bad input; 3 a result, or what is printed, could not be written (what was found is written and "
@@ -40,10 +40,10 @@ STATUSES = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, and in its help what the exit statuses mean."""
+    """A parser that reports a bad argument in one line and explains the exit statuses in its help."""
 
     def __init__(self, *args: Any, done: str = "0 done", **kwargs: Any) -> None:
-        """`done` says what 0 means, and 1 where there is such an end."""
+        """`done` explains exit status 0, and 1 if the command can end with it."""
         super().__init__(*args, **{"epilog": STATUSES.format(done=done), **kwargs})
 
     def error(self, message: str) -> NoReturn:
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def complain(message: str) -> None:
-    """One line on standard error, where there is one."""
+    """Prints one line on standard error, if there is one."""
     if sys.stderr is not None:
         with suppress(OSError):
             print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
@@ -65,7 +65,7 @@ def fail(message: str) -> NoReturn:
 
 
 def with_results(status: int, results: Results) -> int:
-    """The exit status of a command that had these to write; one line says what could not be written."""
+    """The exit status of a command with these results; one line tells which could not be written."""
     if not results.lost:
         return status
     first, *others = map(str, results.lost.values())
@@ -90,7 +90,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
 
 
 def status_of(main: Callable[[], int], fault: str = "an unforeseen error") -> Any:
-    """The exit status that `main` gives or ends with; `fault` is what an error is that nobody foresaw."""
+    """The exit status that `main` returns or ends with; `fault` is that of an unexpected error."""
     try:
         return main()
     except SystemExit as end:
@@ -100,7 +100,7 @@ def status_of(main: Callable[[], int], fault: str = "an unforeseen error") -> An
 
 
 def told(error: BaseException, fault: str = "an unforeseen error") -> int:
-    """The exit status that an error stands for, when one line has told of it; its traceback too if $DROPJAX_DEBUG is set."""
+    """The exit status for an error, after one line about it, and its traceback if $DROPJAX_DEBUG is set."""
     if isinstance(error, InputError):
         complain(str(error))
         return NOT_WRITTEN if isinstance(error, NotWritten) else BAD_INPUT
@@ -115,17 +115,17 @@ def told(error: BaseException, fault: str = "an unforeseen error") -> int:
 
 
 def goes_on(error: NotWritten) -> None:
-    """Says that something could not be written and that the work goes on."""
+    """Reports that something could not be written and that the work goes on."""
     complain(f"{error}; the search goes on")
 
 
 class Lasting(io.FileIO):
-    """Standard output that goes on where nobody takes it any more: what it loses is noted, and its writers never know."""
+    """Standard output that survives a closed pipe: what is lost is noted, and writers get no error."""
 
     lost: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """The length of the data, written or not."""
+        """The length of the data, whether or not it was written."""
         try:
             while self.lost is None:
                 if (written := super().write(data)) is not None:
@@ -194,7 +194,7 @@ def interruptions(at_once: bool = False) -> Iterator[Callable[[], bool]]:
 
 
 def stage_line(stage: Stage) -> str:
-    """One stage in one line."""
+    """One line about a stage that has ended."""
     parts = [f"{stage.name:<14}", f"{stage.seconds:7.2f} s"]
     if stage.mse is not None:
         parts.append(f"MSE {stage.mse:.3g} on {stage.rows:,} rows")
@@ -206,7 +206,7 @@ def stage_line(stage: Stage) -> str:
 
 
 def status_line(stage: str, seconds: float, status: Status, bar: bool) -> str:
-    """A stage under way in one line, what matters most first; with `bar`, its parts are drawn where they are known."""
+    """One line about a running stage, the most important first; with `bar`, its parts are drawn if their number is known."""
     parts = [f"{stage:<14}", f"{seconds:7.1f} s"]
     if status.deadline is not None:
         parts.append(f"{max(0.0, status.deadline - time.perf_counter()):,.0f} s left")
@@ -215,33 +215,33 @@ def status_line(stage: str, seconds: float, status: Status, bar: bool) -> str:
         drawn = f"[{'#' * full}{'-' * (BAR - full)}] " if bar else ""
         parts.append(f"{drawn}{status.done:,} of {status.of:,}")
     if status.share is not None:
-        parts.append(f"best so far {status.share:.2g} of pred's variance")
+        parts.append(f"best MSE {status.share:.2g} of pred's variance")
     if status.words:
         parts.append(status.words)
     return "  ".join(parts)
 
 
 BAR = 10
-"""Characters of a bar."""
+"""The width of a bar in characters."""
 TICK = 0.2
-"""Seconds between two looks at whether something has to be shown."""
+"""Seconds between two checks whether there is something to show."""
 
 
 class Silent(Progress):
-    """Shows nothing."""
+    """Progress that shows nothing."""
 
     def says(self, text: str) -> None:
-        """A line of the command's own."""
+        """Prints nothing; subclasses print this line from the command."""
 
     def close(self) -> None:
-        """The end: nothing is shown any more."""
+        """Ends the display, if there is one."""
 
 
 class Lines(Silent):
-    """A line for each stage when it has ended and, while a long one runs, at least every ten seconds: for logs."""
+    """Progress for logs: a line when a stage ends and, while a long one runs, at least every ten seconds."""
 
     every = 9.0
-    """Seconds between two lines of a stage under way; where a look is late, they are still no more than ten apart."""
+    """Seconds between two lines about a running stage. Even if a check is late, they are no more than ten apart."""
 
     def __init__(self) -> None:
         self._lock, self._closed = threading.Lock(), threading.Event()
@@ -249,7 +249,7 @@ class Lines(Silent):
         self._thread: threading.Thread | None = None
 
     def begins(self, stage: str) -> None:
-        """From now on the stage is shown, for as long as it takes."""
+        """Starts to show the stage, for as long as it runs."""
         with self._lock:
             self._stage, self._status = stage, self._status._replace(words="", done=0, of=0)
             self._begun = self._shown = time.perf_counter()
@@ -258,23 +258,23 @@ class Lines(Silent):
             self._thread.start()
 
     def goes_on(self, status: Status) -> None:
-        """What is shown next."""
+        """Keeps the status that is shown next."""
         self._status = status
 
     def ends(self, stage: Stage) -> None:
-        """Prints the stage."""
+        """Prints the line about the stage that has ended."""
         self._stage = ""
         self.says(stage_line(stage))
 
     def says(self, text: str) -> None:
-        """Prints a line of the command's own."""
+        """Prints a line from the command itself."""
         with self._lock:
             self._clear()
             print(text, flush=True)
             self._shown = time.perf_counter()
 
     def close(self) -> None:
-        """Shows nothing any more."""
+        """Ends the display."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
@@ -291,16 +291,16 @@ class Lines(Silent):
         print(status_line(self._stage, self._shown - self._begun, self._status, bar=False), flush=True)
 
     def _clear(self) -> None:
-        """Takes away what is shown of the stage under way; a log keeps it."""
+        """Removes the line about the running stage; a log keeps it."""
 
 
 class Terminal(Lines):
-    """A line for each stage when it has ended and, while one runs, a line about it that changes in its place."""
+    """Progress for terminals: a line when a stage ends and, while one runs, a line about it that is updated in place."""
 
     every = 0.0
 
     def begins(self, stage: str) -> None:
-        """Shows the stage."""
+        """Shows the line about the running stage."""
         super().begins(stage)
         with self._lock:
             self._show()
@@ -308,8 +308,11 @@ class Terminal(Lines):
     def _show(self) -> None:
         width = shutil.get_terminal_size().columns - 1
         seconds = time.perf_counter() - self._begun
-        drawn, plain = (status_line(self._stage, seconds, self._status, bar) for bar in (True, False))
-        line = drawn if len(drawn) <= width else plain
+        line = status_line(self._stage, seconds, self._status, bar=True)
+        if len(line) > width:
+            line = status_line(self._stage, seconds, self._status, bar=False)
+        while len(line) > width and "  " in line:  # the last parts matter least
+            line = line.rpartition("  ")[0].rstrip()
         # The cursor goes back to the line's beginning, so that whatever else is printed takes its place.
         print(f"{line[:width]}\x1b[K", end="\r", flush=True)
 
@@ -319,7 +322,7 @@ class Terminal(Lines):
 
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Silent]:
-    """What suits the standard output."""
+    """The progress that suits standard output."""
     shown = Silent() if quiet else Terminal() if is_terminal() else Lines()
     try:
         yield shown
@@ -328,5 +331,5 @@ def progress(quiet: bool = False) -> Iterator[Silent]:
 
 
 def is_terminal() -> bool:
-    """Whether standard output is a terminal on which a line can be written over."""
+    """Whether standard output is a terminal on which a line can be overwritten."""
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
