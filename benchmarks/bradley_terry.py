@@ -1,13 +1,10 @@
-"""Bradley-Terry on dense soft wins: ours beside choix's ILSR and evalica's Newman iteration, to one and the same residual.
+"""Bradley-Terry on dense soft wins: ours, choix's ILSR and evalica's Newman iteration, all to the same residual.
 
 Each solver gets the loosest power of ten for a tolerance with which no item's wins differ from those its strengths predict
 by more than `--residual`, and is then timed with that. Ours is compiled before, the others' input prepared before.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,24 +15,32 @@ from typing import NamedTuple
 import choix
 import evalica
 import numpy as np
+import pandas as pd
+from measuring import table, write_report
 from scipy.special import expit
 
 from dropjax.ordering import bradley_terry
 
 LIMIT = 100_000
-"""Iterations allowed to each of them."""
+"""The most iterations of each solver."""
 
 
 class Result(NamedTuple):
-    """What one run of a solver gave."""
+    """The result of one run of a solver."""
 
     log_strengths: np.ndarray
     iterations: int | None
-    """None where the solver does not tell."""
+    """The number of iterations; None if the solver does not report it."""
 
 
 Solver = Callable[[float], Result]
-"""From a tolerance to a result."""
+"""A function of a tolerance that returns a result."""
+
+
+COLUMNS = {
+    **{"solver": "<24", "seconds": ">9.4f", "iterations": ">10.0f", "tolerance": ">9.0e"},
+    **{"residual": ">8.1e", "from Newton": ">11.1e"},
+}
 
 
 def main() -> None:
@@ -51,24 +56,12 @@ def main() -> None:
     args = parser.parse_args()
 
     log_wins = soft_wins(args.n, args.spread, args.noise, args.random_seed)
-    rows = list(measure(log_wins, args.residual, args.repeats))
+    rows = pd.DataFrame(measure(log_wins, args.residual, args.repeats))
     print(f"{args.n} items, dense soft wins, residual at most {args.residual:g}, median of {args.repeats}")
-    print(f"{'solver':<24}{'seconds':>9}{'iterations':>12}{'tolerance':>11}{'residual':>10}{'from Newton':>13}")
-    for row in rows:
-        iterations = "" if row["iterations"] is None else row["iterations"]
-        numbers = f"{row['tolerance']:>11.0e}{row['residual']:>10.1e}{row['difference']:>13.1e}"
-        print(f"{row['solver']:<24}{row['seconds']:>9.4f}{iterations:>12}{numbers}")
-    if args.json:
-        packages = ("choix", "dropjax", "evalica", "jax", "numpy", "scipy")
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        given = {name: value for name, value in vars(args).items() if name != "json"}
-        report = {
-            "machine": machine,
-            "versions": {name: version(name) for name in packages},
-            "arguments": given,
-            "rows": rows,
-        }
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(table(rows.rename(columns={"difference": "from Newton"}), COLUMNS))
+    given = {name: value for name, value in vars(args).items() if name != "json"}
+    others = {name: version(name) for name in ("choix", "evalica")}
+    write_report(args.json, rows, arguments=given, others=others)
 
 
 def soft_wins(n: int, spread: float, noise: float, seed: int) -> np.ndarray:
@@ -103,7 +96,7 @@ def measure(log_wins: np.ndarray, residual: float, repeats: int) -> Iterator[dic
 
 
 def loosest(solver: Solver, wins: np.ndarray, residual: float) -> tuple[float, Result]:
-    """The largest power of ten that reaches the residual, and what it gave."""
+    """The largest power of ten that reaches the residual, and its result."""
     for exponent in range(-1, -16, -1):
         result = solver(10.0**exponent)
         if largest_residual(wins, result.log_strengths) <= residual:
@@ -112,14 +105,14 @@ def loosest(solver: Solver, wins: np.ndarray, residual: float) -> tuple[float, R
 
 
 def largest_residual(wins: np.ndarray, log_strengths: np.ndarray) -> float:
-    """Largest difference, over the items, of the wins had and the wins that the strengths predict."""
+    """The largest difference, over the items, between the wins and the wins that the strengths predict."""
     expected = (wins + wins.T) * expit(log_strengths[:, None] - log_strengths)
     np.fill_diagonal(expected, 0)
     return float(np.abs(wins.sum(axis=1) - expected.sum(axis=1)).max())
 
 
 def solvers(log_wins: np.ndarray, wins: np.ndarray) -> dict[str, Solver]:
-    """The four, and evalica's compiled kernel without its indexing of a million comparisons."""
+    """The four solvers, and evalica's compiled kernel without its indexing of a million comparisons."""
     xs, ys = (index.tolist() for index in np.nonzero(wins))
     first = [evalica.Winner.X] * len(xs)
     weights = wins[xs, ys].tolist()
@@ -165,7 +158,7 @@ def solvers(log_wins: np.ndarray, wins: np.ndarray) -> dict[str, Solver]:
 
 
 def centred(values: np.ndarray) -> np.ndarray:
-    """`values` less their mean."""
+    """The values minus their mean."""
     return values - values.mean()
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from measuring import write_report
+import pandas as pd
+from measuring import table, write_report
 
 from dropjax import console
 from dropjax.runtime.writing import atomic_write, ensure_writable
@@ -81,13 +82,16 @@ def kernels(puzzle: Path, platform: str) -> dict[str, Any]:
 
 def print_kernels(reports: dict[str, dict[str, Any]]) -> None:
     """Every kernel's time on each device, and its share of that device's matrix-product rate."""
-    print("\n" + f"{'kernel':<50}{'rows':>8}" + "".join(f"{platform:>20}" for platform in reports))
-    for same in zip(*(report["rows"] for report in reports.values()), strict=True):
-        shares = (f" {row['fraction_of_matmul']:>7.0%}" if row["flop"] else f"{'':>8}" for row in same)
-        times = "".join(f"{row['seconds'] * 1e3:>9.1f} ms{share}" for row, share in zip(same, shares, strict=True))
-        print(f"{same[0]['kernel']:<50}{same[0]['N']:>8,}{times}")
-    rates = "".join(f"{report['matmul_flop_per_s'] / 1e9:>12.0f} GFLOP/s" for report in reports.values())
-    print(f"{'square products':<58}{rates}")
+    frames = {platform: pd.DataFrame(report["rows"]) for platform, report in reports.items()}
+    whole, columns = next(iter(frames.values()))[["kernel", "N"]], {"kernel": "<50", "N": ">7,"}
+    for platform, frame in frames.items():
+        times = {f"{platform}, ms": 1e3 * frame.seconds}
+        shares = {f"{platform}, of limit": frame.fraction_of_matmul.where(frame.flop > 0)}
+        whole = whole.assign(**times, **shares)
+        columns |= dict.fromkeys(times, ">9.1f") | dict.fromkeys(shares, ">14.0%")
+    print("\n" + table(whole, columns))
+    rates = [f"{platform} {report['matmul_flop_per_s'] / 1e9:.0f} GFLOP/s" for platform, report in reports.items()]
+    print("square products: " + ", ".join(rates))
 
 
 CHILD = """
@@ -136,17 +140,16 @@ def on_devices(puzzle: Path, platform: str, count: int) -> dict[str, Any]:
 
 
 def compare_counts(puzzle: Path, platform: str, counts: Sequence[int]) -> list[dict[str, Any]]:
-    """A row for each count, printed with its speed-up over the first and its efficiency."""
-    print("\n" + f"{'devices':<10}" + "".join(f"{work:>34}" for work in WORK))
+    """A row for each count. The speed-up over the first count and the efficiency of each work are printed as well."""
+    columns = {"devices": "<7", "work": "<24", "seconds": ">9.3f", "speed-up": ">9.2f", "efficiency": ">10.0%"}
     rows: list[dict[str, Any]] = []
     for count in counts:
-        row = on_devices(puzzle, platform, count)
-        rows.append(row)
-        cells = ""
-        for work in WORK:
-            faster, more = rows[0][work] / row[work], row["devices"] / rows[0]["devices"]
-            cells += f"{row[work]:>12.3f} s{faster:>8.2f} ×{faster / more:>8.0%}  "
-        print(f"{row['devices']:<10}{cells}", flush=True)
+        rows.append(on_devices(puzzle, platform, count))
+        first, last = rows[0], rows[-1]
+        works = pd.DataFrame({"devices": last["devices"], "work": WORK, "seconds": [last[work] for work in WORK]})
+        faster = pd.Series([first[work] for work in WORK]) / works.seconds
+        named = {"speed-up": faster, "efficiency": faster * first["devices"] / last["devices"]}
+        print(table(works.assign(**named), columns, head=len(rows) == 1), flush=True)
     return rows
 
 
@@ -188,12 +191,11 @@ def main() -> int:
     if seen == ["cpu"]:
         print("JAX sees no accelerator here: the CPU alone")
     rows: list[dict[str, Any]] = []
-    print(f"{'device':<24}{'cache':>6}" + "".join(f"{part:>10}" for part in PARTS) + "  outcome")
+    columns = {"device": "<24", "cache": "<6", **dict.fromkeys(PARTS, ">8.2f"), "outcome": "<7"}
     with resources.as_file(resources.files("dropjax") / "example.safetensors") as example:
         for platform in seen:
             for row in measure(args.puzzle or example, platform, args.repeats):
-                times = "".join(f"{row[part]:>8.2f} s" for part in PARTS)
-                print(f"{row['device']:<24}{row['cache']:>6}{times}  {row['outcome']}", flush=True)
+                print(table(pd.DataFrame([row]), columns, head=not rows), flush=True)
                 rows.append(row)
         reports = {platform: kernels(args.puzzle or example, platform) for platform in seen}
         print_kernels(reports)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measuring import machine, matmul_flop_per_s, median_seconds, write_report
+import pandas as pd
+from measuring import machine, matmul_flop_per_s, median_seconds, table, write_report
 
 import dropjax
 from dropjax import console
@@ -158,6 +159,18 @@ def correlations(puzzle: Puzzle) -> dict[str, float]:
     }
 
 
+COLUMNS = {"kernel": "<50", "rows": ">7,", "ms": ">9.1f", "GFLOP/s": ">9.1f", "of limit": ">8.0%"}
+
+
+def line(row: dict[str, Any], head: bool) -> str:
+    """One kernel's line of the table."""
+    frame = pd.DataFrame([row])
+    counted = frame.flop > 0
+    rate, share = frame.flop_per_s.where(counted) / 1e9, frame.fraction_of_matmul.where(counted)
+    named = {"rows": frame.N, "ms": 1e3 * frame.seconds, "GFLOP/s": rate, "of limit": share}
+    return table(frame.assign(**named), COLUMNS, head)
+
+
 def main() -> int:
     """Exit status 0, or 2 for bad input."""
     parser = console.Parser(description=__doc__)
@@ -176,12 +189,9 @@ def main() -> int:
     limit = matmul_flop_per_s(args.repeats)
     print(f"{machine()['processor']}, {device.describe()}, {device.PRECISION}")
     print(f"L = {depth}, d = {width}, h = {hidden}; square products {limit / 1e9:.0f} GFLOP/s\n")
-    print(f"{'kernel':<50}{'rows':>8}{'ms':>10}{'GFLOP/s':>10}{'of limit':>10}")
     rows: list[dict[str, Any]] = []
     for kernel in kernels(puzzle, args.repeats, args.rows):
         rate = kernel.flop / kernel.seconds
-        shares = f"{rate / 1e9:>10.1f}{rate / limit:>10.0%}" if kernel.flop else f"{'—':>10}{'—':>10}"
-        print(f"{kernel.name:<50}{kernel.rows:>8,}{kernel.seconds * 1e3:>10.1f}{shares}", flush=True)
         rows.append(
             {
                 "kernel": kernel.name,
@@ -197,6 +207,7 @@ def main() -> int:
                 "precision": device.PRECISION,
             }
         )
+        print(line(rows[-1], head=len(rows) == 1), flush=True)
     found = correlations(puzzle)
     print(f"\nfirst order against exact: rank correlation {found['adjacent']:.3f} for neighbours,", end=" ")
     print(f"{found['swaps']:.3f} for all swaps, sign right for {found['swaps_sign']:.0%}")

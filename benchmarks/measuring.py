@@ -1,12 +1,13 @@
-"""What the benchmarks share: medians of compiled calls, the machine's own limit, executors, the JSON's frame."""
+"""Tools of the benchmarks: medians of compiled calls, the machine's limit, executors, tables, and the JSON."""
 
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import pandas as pd
 from jax import lax
 
 from dropjax.runtime import device
@@ -65,21 +67,37 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("dropjax", "jax", "jaxlib", "numpy", "scipy")}
 
 
-def write_report(path: Path | None, rows: Sequence[Any], **more: Any) -> None:
-    """The JSON of a benchmark: machine, versions, what `more` there is, and its rows. Nothing where no path was given."""
+def write_report(path: Path | None, rows: Sequence[Any] | pd.DataFrame, **more: Any) -> None:
+    """Write the JSON of a benchmark: machine, versions, `more` and the rows. Without a path, nothing is written."""
     if path is not None:
+        if isinstance(rows, pd.DataFrame):
+            rows = json.loads(rows.to_json(orient="records", double_precision=15))
         report = {"machine": machine(), "versions": versions(), **more, "rows": rows}
         atomic_write(path, lambda temporary: temporary.write_text(json.dumps(report, indent=1)))
 
 
+def table(frame: pd.DataFrame, columns: Mapping[str, str], head: bool = True) -> str:
+    """The named columns of a DataFrame as lines of text, each in its format with a width, such as "<24" or ">9.2f".
+
+    Missing values are dashes. Widths do not depend on the values, so a long run can print a head and its first row, and then
+    each row without a `head`.
+    """
+    cells = {}
+    for name, form in columns.items():
+        width = "".join(re.findall(r"^[<>]\d+", form))
+        texts = [format("—", width) if pd.isna(value) else format(value, form) for value in frame[name]]
+        cells[format(name, width)] = texts
+    return pd.DataFrame(cells).to_string(index=False, header=head)
+
+
 def add_executor(parser: ArgumentParser) -> None:
-    """The option of a study whose stacks may be spread over processes or machines; `executor` makes one of it."""
+    """Add the option --executor to a study whose stacks may be spread over processes or machines; see `executor`."""
     what = "a function that makes a concurrent.futures executor, such as measuring:processes (default: here, one by one)"
     parser.add_argument("--executor", metavar="MODULE:NAME", help=what)
 
 
 def executor(parser: ArgumentParser, named: str | None) -> AbstractContextManager[Executor | None]:
-    """The executor that a function of this name makes; none for None. What cannot be had is the parser's error."""
+    """The executor that a function of this name makes, or none for None. A name that does not work is the parser's error."""
     if named is None:
         return nullcontext()
     module, _, name = named.partition(":")
@@ -90,12 +108,15 @@ def executor(parser: ArgumentParser, named: str | None) -> AbstractContextManage
 
 
 def processes() -> Executor:
-    """A process for each two cores, which is as many as a solve keeps busy."""
+    """An executor with a process for every two cores, because one solve keeps two busy."""
     return ProcessPoolExecutor(max(1, (os.cpu_count() or 1) // 2), get_context("spawn"))  # JAX has threads: no fork
 
 
 def done(tasks: Sequence[Callable[[], R]], executor: Executor | None) -> Iterator[R]:
-    """What the tasks return: in turn, here; or from an executor, as it comes. Raises what a task or the executor raises."""
+    """The results of the tasks: run here one by one, or in an executor and then in the order in which they end.
+
+    Raises what a task or the executor raises.
+    """
     if executor is None:
         yield from (task() for task in tasks)
     else:

@@ -22,7 +22,7 @@ import time
 import traceback
 import zipfile
 import zlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-from measuring import write_report
+from measuring import table, write_report
 from safetensors.torch import save_file
 from torch.utils.serialization import config
 
@@ -62,25 +63,25 @@ class Kind(NamedTuple):
     path: Path
     read: Callable[[], Any]
     payload: Callable[[bytes], tuple[bytes, Callable[[bytes], bytes]]] = lambda data: (data, lambda changed: changed)
-    """From the file's bytes, those to mutate, and the way back to a file around them."""
+    """A function that takes the file's bytes and returns those to mutate and a function that rebuilds the file."""
 
 
 @dataclass
 class Tally:
-    """What became of the files of one kind."""
+    """The counts of what happened to the files of one kind."""
 
     kind: str
     tried: int = 0
     read: int = 0
     refused: int = 0
     slowest: float = 0.0
-    """Seconds."""
+    """The seconds that the slowest file took."""
     grown: int = 0
     """Bytes that the process's peak memory grew by meanwhile."""
     failures: list[str] = field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
-        """Another process's tally of the same kind."""
+        """Adds another process's tally of the same kind."""
         self.tried, self.read, self.refused = (
             self.tried + other.tried,
             self.read + other.read,
@@ -433,19 +434,17 @@ def main() -> int:
             shown = elapsed
             print(f"{sum(t.tried for t in tallies.values()):,} files in {elapsed:.0f} s", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - start
-    print(f"{'kind':<34}{'tried':>8}{'read':>8}{'refused':>9}{'failed':>8}{'slowest':>10}{'memory':>11}")
-    for t in tallies.values():
-        figures = f"{t.tried:>8,}{t.read:>8,}{t.refused:>9,}{len(t.failures):>8}{t.slowest:>8.3f} s{t.grown >> 20:>7} MiB"
-        print(f"{t.kind:<34}{figures}")
-    total: Counter[str] = Counter()
-    for t in tallies.values():
-        total.update(tried=t.tried, read=t.read, refused=t.refused, failures=len(t.failures))
+    rows = pd.DataFrame([asdict(t) for t in tallies.values()])
+    frame = rows.assign(**{"failed": rows.failures.map(len), "seconds": rows.slowest, "MiB": rows.grown / (1 << 20)})
+    counts = dict.fromkeys(("tried", "read", "refused", "failed"), ">8,")
+    print(table(frame, {"kind": "<34", **counts, "seconds": ">8.3f", "MiB": ">6.0f"}))
+    total = frame[list(counts)].sum()
     print(
-        f"{total['tried']:,} mutated files in {seconds:.0f} s: {total['read']:,} read, {total['refused']:,} refused in one "
-        f"line, {total['failures']} ended otherwise"
+        f"{total.tried:,} mutated files in {seconds:.0f} s: {total.read:,} read, {total.refused:,} refused in one line, "
+        f"{total.failed} ended otherwise"
     )
-    write_report(args.json, [asdict(t) for t in tallies.values()], seed=args.seed, seconds=seconds)
-    return 1 if total["failures"] else 0
+    write_report(args.json, rows, seed=args.seed, seconds=seconds)
+    return 1 if total.failed else 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
+from measuring import table
 
 from dropjax import console
 from dropjax.io.loading import load
@@ -55,7 +57,7 @@ PAPER: dict[str, Any] = {
         *[(5, 4, 0.000223), (6, 1, 0.0)],
     ],
 }
-"""As printed; tables as (round, swaps, MSE). A cycle's span is printed as below 15."""
+"""The paper's numbers as printed; tables as (round, swaps, MSE). It gives a cycle's span as below 15."""
 
 
 class Route(NamedTuple):
@@ -149,19 +151,16 @@ def measure(path: Path) -> dict[str, Any]:
 def show(ours: dict[str, Any]) -> None:
     """The paper's column beside ours."""
     for section in ("pairing", "seeds", "bradley_terry"):
-        print(f"\n{section:<24}{'paper':>12}{'dropjax':>14}")
-        for name, value in ours[section].items():
-            printed = PAPER[section].get(name, "")
-            shown = f"{value:.6g}" if isinstance(value, float) else str(value)
-            print(f"  {name:<22}{printed!s:>12}{shown:>14}")
-    for table in ("table1", "table2", "table3"):
-        print(f"\n{table:<8}{'paper: swaps':>14}{'MSE':>11}{'dropjax: swaps':>18}{'MSE':>11}{'so far':>9}")
-        theirs = {number: (swaps, mse) for number, swaps, mse in PAPER[table]}
-        mine = {number: rest for number, *rest in ours[table]}
-        for number in sorted({*theirs, *mine}):
-            paper = "{:>14}{:>11.6f}".format(*theirs[number]) if number in theirs else f"{'—':>14}{'—':>11}"
-            us = "{:>18}{:>11.6f}{:>9}".format(*mine[number]) if number in mine else f"{'—':>18}{'—':>11}{'—':>9}"
-            print(f"{number:>8}{paper}{us}")
+        mine = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in ours[section].items()}
+        theirs = [None if name not in PAPER[section] else str(PAPER[section][name]) for name in mine]
+        frame = pd.DataFrame({section: list(mine), "paper": theirs, "dropjax": list(mine.values())})
+        print("\n" + table(frame, {section: "<24", "paper": ">12", "dropjax": ">14"}))
+    for name in ("table1", "table2", "table3"):
+        theirs = pd.DataFrame(PAPER[name], columns=["round", "paper: swaps", "paper: MSE"])
+        mine = pd.DataFrame(ours[name], columns=["round", "dropjax: swaps", "dropjax: MSE", "so far"])
+        form = {"round": ">6", "paper: swaps": ">12.0f", "paper: MSE": ">10.6f"}
+        form |= {"dropjax: swaps": ">14.0f", "dropjax: MSE": ">12.6f", "so far": ">6.0f"}
+        print(f"\n{name}\n" + table(theirs.merge(mine, on="round", how="outer"), form))
     cost = ours["cost"]
     print(f"\ncost in {cost['unit']}: " + ", ".join(f"{k} {v:,}" for k, v in cost.items() if k != "unit"))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from safetensors.numpy import save_file
 
 
@@ -160,18 +161,34 @@ def merge(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"kind": "merge", "traced to": name, "path": kind, **counts}
 
 
+def cells(row: dict[str, Any]) -> dict[str, Any]:
+    """One row of the table in Markdown, by its headings."""
+    if row["kind"] == "unrelated":
+        counts = {name: row[name] for name in ("draws", "doubtful", "paired")}
+        return {"path": f"`{row['path']}`", "source": row["source"], **counts}
+    if row["kind"] == "merge":
+        return {
+            "traced to": row["traced to"],
+            "path": f"`{row['path']}`",
+            "layers": row["layers"],
+            "verdict": row["verdict"],
+        }
+    model = {"model": f"`{row['model']}`", "what": row["what"]}
+    if "refused" in row:
+        return {**model, "path": "", "right": f"refused: {row['refused']}"}
+    return {
+        **model,
+        "path": f"`{row['path']}`",
+        "right": f"{row['right']} of {row['of']}",
+        "verdict": row["verdict"],
+        "signal": row["signal"],
+        "seconds": f"{row['seconds']:.1f}",
+        "untrained": f"{row['untrained']}, {row['untrained_right']}",
+    }
+
+
 def printed(rows: list[dict[str, Any]]) -> str:
     """The rows as a table in Markdown."""
-    lines = []
-    for row in rows:
-        if row["kind"] == "unrelated":
-            lines.append(f"| `{row['path']}` | {row['source']} | {row['draws']} | {row['doubtful']} | {row['paired']} |")
-        elif row["kind"] == "merge":
-            lines.append(f"| {row['traced to']} | `{row['path']}` | {row['layers']} | {row['verdict']} |")
-        elif "refused" in row:
-            lines.append(f"| `{row['model']}` | {row['what']} | | refused: {row['refused']} | | | |")
-        else:
-            numbers = f"{row['right']} of {row['of']} | {row['verdict']} | {row['signal']} | {row['seconds']:.1f}"
-            beside = f"{row['untrained']}, {row['untrained_right']}"
-            lines.append(f"| `{row['model']}` | {row['what']} | `{row['path']}` | {numbers} | {beside} |")
-    return "\n".join(lines)
+    frame = pd.DataFrame(map(cells, rows)).fillna("").astype(str)
+    lines = [frame.columns, ["---"] * len(frame.columns), *frame.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

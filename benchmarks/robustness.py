@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import add_executor, done, executor, write_report
+import pandas as pd
+from measuring import add_executor, done, executor, table, write_report
 
 import dropjax
 from dropjax import console
@@ -24,6 +25,7 @@ from dropjax.runtime import device
 
 ENOUGH = 0.9
 """Share of the pairs that a signal has to find to be tried."""
+COLUMNS = {"start": "<34", "outcome": "<16", "seconds": ">8.1f"}
 
 
 def starts(random: int) -> Iterator[dict[str, Any]]:
@@ -60,7 +62,7 @@ def row(puzzle: Puzzle, options: dict[str, Any], limit: float) -> dict[str, Any]
 
 
 def main() -> int:
-    """Exit status 0 where every start is solved, 1 where not, 2 for bad input."""
+    """Exit status 0 if every start is solved, 1 if not, 2 for bad input."""
     parser = console.Parser(description=__doc__)
     parser.add_argument("puzzle", nargs="?", type=Path, help="default: the example")
     parser.add_argument("--random", type=int, default=20, metavar="N", help="random orders (%(default)s)")
@@ -76,7 +78,7 @@ def main() -> int:
             tasks = [partial(row, puzzle, options, args.time_limit) for options in group]
             for record in done(tasks, workers):
                 found.append(record)
-                print(f"{record['start']:<34}{record['outcome']:<18}{record['seconds']:>8.1f} s", flush=True)
+                print(table(pd.DataFrame([record]), COLUMNS, head=len(found) == 1), flush=True)
     solved = sum(record["outcome"] != "not_solved" for record in found)
     print(f"{solved} of {len(found)} solved")
     write_report(args.json, found)

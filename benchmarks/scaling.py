@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from measuring import add_executor, done, executor, median_seconds, write_report
+import pandas as pd
+from measuring import add_executor, done, executor, median_seconds, table, write_report
 
 from dropjax import console
 from dropjax.core.protocols import Status
@@ -223,11 +224,10 @@ def main() -> int:
     todo = [point for point in points(args.short, args.trained) if args.deepest >= point.L]
     with executor(parser, args.executor) as workers:
         rows = rows_of(todo, args.folder, args.time_limit, workers)
-    print(f"{'kind':<8}{'L':>6}{'d':>5}{'N':>8}" + "".join(f"{time:>13}" for time in TIMES) + f"{'peak MiB':>10}  outcome")
-    for row in rows:
-        size = f"{row['kind']:<8}{row['L']:>6}{row['d']:>5}{row['N']:>8,}"
-        times = "".join(f"{row[time]:>11.3f} s" for time in TIMES)
-        print(f"{size}{times}{row['peak_bytes'] / MIB:>10,.0f}  {row['outcome']}")
+    frame = pd.DataFrame(rows)
+    frame["peak MiB"] = frame.peak_bytes / MIB
+    sizes, times = {"kind": "<8", "L": ">5", "d": ">4", "N": ">7,"}, dict.fromkeys(TIMES, ">11.3f")
+    print(table(frame, {**sizes, **times, "peak MiB": ">9,.0f", "outcome": "<12"}))
     slopes = exponents(rows)
     for axis, found in slopes.items():
         print(f"exponents in {axis}: " + ", ".join(f"{time.replace('_', ' ')} {slope:.2f}" for time, slope in found.items()))

@@ -18,6 +18,7 @@ def test_the_same_work_on_one_device_and_on_two(tmp_path, monkeypatch, capsys):
     assert (one["devices"], two["devices"]) == (1, 2)
     assert all(row[work] > 0 for row in (one, two) for work in devices.WORK)
     header, *rows = capsys.readouterr().out.strip().splitlines()
-    assert all(work in header for work in devices.WORK)
-    assert [row.split()[0] for row in rows] == ["1", "2"]
-    assert "1.00 ×    100%" in rows[0]
+    assert header.split() == ["devices", "work", "seconds", "speed-up", "efficiency"]
+    assert [row.split()[0] for row in rows] == ["1"] * 3 + ["2"] * 3
+    assert all(work in row for work, row in zip(2 * devices.WORK, rows, strict=True))
+    assert all(row.split()[-2:] == ["1.00", "100%"] for row in rows[:3])
