@@ -72,7 +72,7 @@ def killed(command: list[str], moment: float) -> bool:
 
 
 def main() -> int:
-    """Exit status 0 where every resumed search went through the uninterrupted one's states, 1 where one did not."""
+    """Exit status 0 if every resumed search went through the uninterrupted one's states, 1 if one did not."""
     parser = console.Parser(description=__doc__)
     parser.add_argument("puzzle", type=Path)
     parser.add_argument("--kills", type=int, default=50)

@@ -35,7 +35,7 @@ TESTS = {
     "moves/first_order.py": "tests/test_moves.py tests/test_regression.py -k 'not real and not straight'",
     "runtime/mesh.py": "tests/test_mesh.py",
 }
-"""For each module, the tests that are about it."""
+"""The tests of each module."""
 
 NEVER_READ = "what is read of it was written over"
 ENDS = "any negative number ends the walk back"

@@ -29,7 +29,7 @@ def convert(model: Path, out: Path) -> Path:
 
 
 def _names(graph: onnx.GraphProto) -> dict[str, tuple[str, bool]]:
-    """For each matrix, the name of the first module that uses it, and whether it stands as [in, out]."""
+    """For each matrix, the name of the first module that uses it, and whether it is stored [in, out]."""
     found: dict[str, tuple[str, bool]] = {}
     for node in graph.node:
         if node.op_type not in ("MatMul", "Gemm", "Conv") or "/" not in node.name:

@@ -33,7 +33,7 @@ from dropjax.runtime.writing import atomic_write
 
 SHOWN = ("ddr", "squared_cosines", "norms")
 Change = Callable[[np.ndarray, np.ndarray, float, np.random.Generator], tuple[np.ndarray, np.ndarray]]
-"""From W_in [L, h, d], W_outᵀ [L, h, d] and a strength to the same, changed."""
+"""A function that takes W_in [L, h, d], W_outᵀ [L, h, d] and a strength, and returns the two changed."""
 
 
 def write_checkpoint(path: Path, depth: int, width: int, hidden: int, coupling: float, seed: int) -> None:

@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """What the command says of itself."""
+    """The command's description of itself."""
     lines = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
     return f"""usage: dropjax COMMAND …
 
@@ -31,7 +31,7 @@ completes commands and options in bash, zsh or tcsh."""
 
 
 def print_completion(shell: str | None = None) -> None:
-    """Prints the script for a shell; one line where it is not known, or shtab is not there."""
+    """Prints the script for a shell, or one line if the shell is unknown or shtab is missing."""
     from dropjax import completion
 
     if shell not in completion.SHELLS:
@@ -44,7 +44,7 @@ def print_completion(shell: str | None = None) -> None:
 
 
 def main() -> NoReturn:
-    """Runs the command that the first argument names; status 2 where it names none."""
+    """Runs the command that the first argument names; the exit status is 2 if there is no such command."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
         print(usage())

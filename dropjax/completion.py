@@ -1,4 +1,4 @@
-"""Completion for shells: the script that `dropjax --completion SHELL` prints, made by shtab of the commands' arguments."""
+"""Completion for shells: shtab makes the script that `dropjax --completion SHELL` prints from the commands' arguments."""
 
 import argparse
 import importlib
@@ -9,7 +9,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 def whole(commands: Mapping[str, str]) -> argparse.ArgumentParser:
-    """One parser of all commands, each with what it does."""
+    """One parser for all commands, with a line on what each does."""
     root = argparse.ArgumentParser(prog="dropjax")
     root.add_argument("--version", action="store_true", help="print the version")
     below = root.add_subparsers()

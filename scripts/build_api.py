@@ -11,7 +11,7 @@ import pdoc
 import dropjax
 
 COMMANDS = {"dropjax.order", "dropjax.pair", "dropjax.report", "dropjax.solve", "dropjax.train"}
-"""Packages of the command lines: those who import dropjax have functions in their place."""
+"""Packages of the command lines; under these names, `import dropjax` gives functions."""
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""A page in headless Chromium at a given width: what it prints, asks for and how far it overflows, and a screenshot."""
+"""Visits to a page in headless Chromium at a given width: its console, requests and overflow, and a screenshot."""
 
 import functools
 import http.server
@@ -32,7 +32,7 @@ frame.onload = () => {
 
 
 class Visit(NamedTuple):
-    """What the browser saw."""
+    """The browser's observations."""
 
     width: int
     scroll_width: int
@@ -42,9 +42,9 @@ class Visit(NamedTuple):
     broken: int
     """Images that did not load."""
     requests: list[str]
-    """All that the page loaded beside itself."""
+    """Everything that the page loaded besides itself."""
     served: list[str]
-    """All that the server was asked for."""
+    """All paths that were requested from the server."""
     console: list[str]
 
 

@@ -1,4 +1,4 @@
-"""What holds for every test: shapes are checked, draws repeat, compiled programs are shared; and fixtures for many tests."""
+"""Settings of every test (shapes are checked, draws repeat, compiled programs are shared), and common fixtures."""
 
 import gc
 import os
@@ -10,7 +10,7 @@ import jaxtyping
 import pytest
 from hypothesis import settings
 
-# Compiling is most of what tests do, and so XLA tries less; whoever sets these flags, to nothing as well, has his own.
+# Compiling is most of what tests do, and so XLA tries less; flags that are set already, even to nothing, are kept.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
@@ -25,20 +25,20 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One folder of compiled programs for all the processes that tests start, and none of the user's."""
+    """One folder of compiled programs for all processes that tests start, instead of the user's."""
     os.environ["DROPJAX_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture(autouse=True)
 def thawed() -> Iterator[None]:
-    """What a command line in this process froze the garbage collector sees again: Hypothesis looks objects up there."""
+    """Unfreezes what a command line in this process froze: Hypothesis looks objects up in the garbage collector."""
     yield
     gc.unfreeze()
 
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Types are not checked: for tests of what a function itself says to arguments of other types."""
+    """Turns type checks off, for tests of a function's own message about arguments of other types."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

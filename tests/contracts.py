@@ -1,4 +1,4 @@
-"""What checks, under test, that arguments and results have the types and shapes that are written beside them."""
+"""Checks, under test, that arguments and results have the types and shapes in their annotations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from beartype import BeartypeConf, beartype
 jaxtyping.Array = jax.Array | np.ndarray | np.generic  # pyright: ignore[reportAttributeAccessIssue]
 
 LIKE_A_READER = BeartypeConf(is_pep484_tower=True)
-"""An int will do where a float is written, as type checkers have it."""
+"""Accepts an int for a float, as type checkers do."""
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -137,7 +137,7 @@ def twice(folder: Path) -> None:
 
 
 def pickled(data: bytes) -> bytes:
-    """A file as torch.save writes it, with that for its pickle and a storage of 35 numbers."""
+    """A file as torch.save writes it, with the given pickle and a storage of 35 numbers."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in (("data.pkl", data), ("byteorder", b"little"), ("data/0", bytes(140)), ("version", b"3\n")):
@@ -146,7 +146,7 @@ def pickled(data: bytes) -> bytes:
 
 
 class Call:
-    """What pickles as a call."""
+    """An object that pickles as a call."""
 
     def __init__(self, function: Callable, *args: object):
         self.function, self.args = function, args
@@ -156,7 +156,7 @@ class Call:
 
 
 class Saver(pickle.Pickler):
-    """A pickler as torch.save's: a list that begins with "storage" is a storage."""
+    """A pickler like torch.save's, for which a list that begins with "storage" is a storage."""
 
     def persistent_id(self, value: object) -> object:
         return tuple(value) if isinstance(value, list) and value[:1] == ["storage"] else None
@@ -170,7 +170,7 @@ def said(
     rest: tuple = (False, OrderedDict()),
     beside: object = None,
 ) -> bytes:
-    """A piece's file whose weight is said to be that view of a storage."""
+    """A piece's file whose weight claims to be the given view of a storage."""
     file = io.BytesIO()
     weight = Call(_rebuild_tensor_v2, ["storage", *storage], offset, sizes, strides, *rest)
     Saver(file, 2).dump({"weight": weight, "beside": beside})
@@ -178,7 +178,7 @@ def said(
 
 
 def deep(levels: int = 300_000) -> bytes:
-    """A dictionary whose key is a tuple in a tuple in a tuple …: to hash it crashes Python."""
+    """A dictionary whose key is a tuple in a tuple in a tuple …, which crashes Python when it is hashed."""
     return pickled(b"\x80\x02})" + b"\x85" * levels + b"K\x01s.")
 
 
@@ -253,7 +253,7 @@ def whole(name: str, change: Callable[[dict], dict] = dict) -> Callable[[Path], 
 
 
 def parquet(kind: str = "float64", extra: bool = False) -> Callable[[Path], None]:
-    """The table as Parquet, its numbers of that type."""
+    """The table as Parquet, with numbers of the given type."""
 
     def edit(folder: Path) -> None:
         import pyarrow
@@ -281,7 +281,7 @@ def blank_cell(folder: Path) -> None:
 
 
 def parted(folder: Path) -> None:
-    """A folder by the Parquet file's name, with the file in it."""
+    """A folder with the Parquet file's name that contains the file."""
     path = folder / "historical_data.parquet"
     path.rename(folder / "part")
     path.mkdir()
@@ -804,7 +804,7 @@ CONVERTED: dict[str, tuple[Callable[[Path, Path], object], list[str]]] = {
 
 
 def rewritten(change: Callable[[list[list[str]]], str | bytes]) -> Callable[[Path], None]:
-    """The table's cells, written in another way."""
+    """Rewrites the cells of the table."""
 
     def edit(folder: Path) -> None:
         changed = change([line.split(",") for line in (folder / CSV).read_text().splitlines()])
@@ -885,7 +885,7 @@ def without_checksums(folder: Path) -> None:
 
 
 def big_endian(folder: Path) -> None:
-    """As if saved on a big-endian machine."""
+    """Rewrites the pieces as a big-endian machine would have saved them."""
 
     def change(name: str, data: bytes) -> bytes:
         if name == "byteorder":
@@ -917,7 +917,7 @@ def shared(state: dict) -> dict:
 
 
 def saved_on(device: str) -> Callable[[Path], None]:
-    """As if every tensor had been on that device."""
+    """Rewrites the pieces as if every tensor had been on that device."""
 
     def edit(folder: Path) -> None:
         for path in (folder / "pieces").iterdir():
@@ -1069,4 +1069,4 @@ NUMBERED: dict[str, Callable[[int], int]] = {
     "backwards": lambda n: 4 - n,
     "of nine digits": lambda n: 999_999_999 - n,
 }
-"""The number that each piece has instead."""
+"""The other number of each piece."""

@@ -1,4 +1,4 @@
-"""What a search that ends unsolved says to try next."""
+"""The advice on what to try next after a search that ends unsolved."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from dropjax.solve.advice import advice
 
 @pytest.fixture(scope="module")
 def solution() -> dropjax.Solution:
-    """One that is solved; each test says that it is not, and why."""
+    """A solved one; each test changes it to an unsolved one with a reason."""
     return written_solution(*random_puzzle(np.random.default_rng(1), L=4, d=6, h=9, rows=60))
 
 

@@ -1,4 +1,4 @@
-"""Whatever is handed in is read as what it is or refused with one line; nothing in it is run."""
+"""Every input is either read correctly or refused with one line, and no code in it is run."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ from dropjax.io.folders import TABLE, write_folder
 from dropjax.io.loading import load
 
 LONG = {"one list copied again and again", "one list of pairs copied again and again"}
-"""Folders that take some seconds to be refused."""
+"""Folders whose refusal takes some seconds."""
 
 
 @pytest.fixture

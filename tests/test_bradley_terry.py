@@ -39,7 +39,7 @@ def logarithms(wins) -> np.ndarray:
 
 
 def surplus(log_wins: np.ndarray, log_strengths: np.ndarray) -> np.ndarray:
-    """The likelihood's gradient: wins had less wins expected."""
+    """The gradient of the likelihood: wins minus expected wins."""
     wins = np.exp(log_wins)
     np.fill_diagonal(wins, 0)
     return (wins - (wins + wins.T) * expit(log_strengths[:, None] - log_strengths)).sum(axis=1)

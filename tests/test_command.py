@@ -1,4 +1,4 @@
-"""The one command, `dropjax`, before it hands over to another."""
+"""The command `dropjax` itself, before it calls another one."""
 
 import shlex
 import subprocess
@@ -11,7 +11,7 @@ from dropjax import __main__, completion
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
-    """Its exit status with these arguments."""
+    """The exit status of `dropjax` with these arguments."""
     monkeypatch.setattr(sys, "argv", ["dropjax", *arguments])
     with pytest.raises(SystemExit) as ended:
         __main__.main()

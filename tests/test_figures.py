@@ -1,4 +1,4 @@
-"""Each figure's plotted data, on a small stack."""
+"""The figures plot the data that they are given, on a small stack."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def heights(bars):
 
 
 def along(ax, k=0):
-    """Line k of an axis."""
+    """The heights of line k of an axis."""
     return np.asarray(ax.get_lines()[k].get_ydata(), float)
 
 
@@ -47,7 +47,7 @@ def title(figure: Figure) -> str:
 
 
 def both(draw, *args):
-    """The figure wide and narrow: the same data, panels below one another."""
+    """Draws the figure wide and narrow, and checks that both have the same title and panels."""
     wide, narrow = draw(*args), draw(*args, narrow=True)
     assert narrow.get_figwidth() < 4.5 < wide.get_figwidth()
     assert title(wide) == title(narrow)
@@ -164,7 +164,7 @@ def test_commutator_sizes():
 
 
 def test_without_wrong_pairs():
-    """Of one block the right pair is shown and nothing is said of wrong ones."""
+    """With a single block, the figures show the right pair and do not mention wrong ones."""
     one = jax.tree.map(lambda a: a[:1], (STACK.w_in, STACK.w_out))
     product = np.asarray(one[1] @ one[0])
     score, trace = diagonal_dominance(*one)
@@ -179,7 +179,7 @@ def test_without_wrong_pairs():
 
 
 def test_one_pair_of_blocks():
-    """A single commutator and a single preference are seen, too."""
+    """A single commutator and a single preference are drawn visibly."""
     sizes = analysis.Commutators(*(np.full((2, 2), value) for value in (1.0, 1.0, 2.0, 4.0)))
     (median,) = both(figures.commutator_sizes, sizes).axes[0].get_lines()
     assert (median.get_marker(), list(median.get_ydata())) == ("o", [1.0])

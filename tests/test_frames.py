@@ -102,7 +102,7 @@ FILES = {"feather": ("pyarrow", "to_feather"), "xlsx": ("openpyxl", "to_excel")}
 
 @pytest.fixture(params=FILES)
 def kept(request: pytest.FixtureRequest, puzzle: Puzzle, tmp_path: Path) -> Path:
-    """The table as such a file, in place of the folder's CSV."""
+    """Replaces the folder's CSV by a file of this format."""
     engine, write = FILES[request.param]
     pytest.importorskip(engine)
     write_folder(puzzle, tmp_path / "puzzle")

@@ -1,4 +1,4 @@
-"""The house itself: who imports whom, what kernels may touch, and how long a file or a function may be."""
+"""Rules of the code: which module imports which, what kernels may touch, and how long files and functions may be."""
 
 import ast
 from functools import cache
@@ -24,7 +24,7 @@ ROOMS = [
     "console",
     "commands",
 ]
-"""From the ground up: a module imports from its own room and from those before it."""
+"""The rooms of the package, from the ground up: a module imports from its own room and from those before it."""
 
 COMMANDS = {"solve", "order", "pair", "trace", "train", "report", "convert", "completion", "__init__", "__main__"}
 """Packages and files on top of everything, which nothing below them imports."""
@@ -37,7 +37,7 @@ FILE_LINES, FUNCTION_LINES = 400, 60
 
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
-"""What is longer than that, and why; whoever shortens one takes it off."""
+"""Files and functions that are longer, with the reason. One that is shortened must be removed here."""
 
 
 @cache
@@ -114,3 +114,17 @@ def test_what_is_long_is_listed_with_its_reason():
                 functions.add(f"{path} {node.name}")
     assert files == set(LONG_FILES)
     assert functions == set(LONG_FUNCTIONS)
+
+
+def test_docstrings_have_a_subject():
+    found = []
+    for path, tree in modules().items():
+        texts = (
+            node.value.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        )
+        found += [
+            f"{path}: {text}" for text in texts if isinstance(text, str) and text.startswith(("Of ", "The same", "Told "))
+        ]
+    assert found == []

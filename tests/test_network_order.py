@@ -1,4 +1,4 @@
-"""`order` and `check_order`: what comes back, what is said of it, and what is refused."""
+"""`order` and `check_order`: their results, the words about them, and what they refuse."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Numbers at their worst: what overflows, does nothing, or stands twice."""
+"""Extreme numbers: stacks that overflow, blocks without effect, and duplicates."""
 
 import dataclasses
 import json

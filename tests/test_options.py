@@ -1,4 +1,4 @@
-"""Every option that makes no sense is refused, by its name; every one that does is taken."""
+"""Every option that makes no sense is refused by its name, and every other one is accepted."""
 
 from dataclasses import fields
 

@@ -105,7 +105,7 @@ def test_what_was_chosen_and_what_was_not_is_said(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     first, told, left, unread, *_ = done.stdout.splitlines()
     assert first == "model.safetensors: 6 MLPs, d = 12, h = 40"
-    assert told == "in and out: told by names; stored [out, in], as nothing says otherwise"
+    assert told == "in and out: from names; stored [out, in], by default"
     assert (left, unread) == ("left out: 1 of attention", "not read: 1 of int64")
     chosen = json.loads((tmp_path / "a.json").read_text())["selection"]
     assert chosen["mlps"] == 6
@@ -123,7 +123,7 @@ def test_a_direction_that_nothing_tells_is_unknown(tmp_path):
     )
     done = run(path, "--json", tmp_path / "a.json")
     assert done.returncode == 0
-    assert "in and out: unknown (taken from: h > d)" in done.stdout
+    assert "in and out: unknown (assumed from h > d)" in done.stdout
     assert json.loads((tmp_path / "a.json").read_text())["selection"]["direction"] == "unknown"
 
 
@@ -134,10 +134,10 @@ def test_a_verdict_is_about_what_could_be_read_and_no_more(tmp_path):
     done = run(changed(checkpoint(tmp_path, 1.0), quantised), "--check", "--json", tmp_path / "a.json")
     assert (done.returncode, done.stderr) == (1, "")
     assert "model.safetensors: 4 MLPs" in done.stdout
-    assert "not read: 4 of int8; 4 matrices (such as layers.4.mlp.down_proj.weight) called halves of MLPs" in done.stdout
+    assert "4 of int8; 4 matrices (such as layers.4.mlp.down_proj.weight) with the name of a half of an MLP" in done.stdout
     record = json.loads((tmp_path / "a.json").read_text())
     assert (record["verdict"], record["correct"], record["total"], record["selection"]["whole"]) == ("paired", 4, 4, False)
-    assert next(line for line in done.stdout.splitlines() if line.startswith("verdict")).endswith("alone (4 not read)")
+    assert next(line for line in done.stdout.splitlines() if line.startswith("verdict")).endswith("only (4 not read)")
 
 
 def test_averaged_copies_are_left_out_and_the_others_paired(tmp_path):
@@ -192,7 +192,7 @@ def test_every_path_that_is_there_has_a_verdict_of_its_own(tmp_path):
     }
     assert [record[kind]["correct"] for kind in ("in-out", "query-key")] == [6, 6]
     assert record["in-out"]["pairs"][0].keys() == json.loads((tmp_path / "mlps.json").read_text())["pairs"][0].keys()
-    assert "not there, or not told by names: up-out" in done.stdout
+    assert "not there, or not found by names: up-out" in done.stdout
     one = run(path, "--path", "query-key", "--quiet", "--heads", "4", "--signal", "head_traces")
     assert (one.returncode, len(one.stdout.splitlines())) == (0, 6)
 

@@ -154,7 +154,7 @@ def test_what_is_incomplete_unread_or_of_another_shape_is_told(tmp_path):
     assert found is not None
     assert (found.depth, len(found.others), len(found.incomplete), len(found.unreadable)) == (3, 1, 1, 1)
     assert not found.whole
-    assert found.limits == ", of those chosen alone (1 not read, 1 incomplete, 1 kinds of other shapes)"
+    assert found.limits == ", for the chosen ones only (1 not read, 1 incomplete, 1 of other shapes)"
     assert [line.split(":")[0] for line in found.lines()[2:5]] == ["not read", "incomplete", "also there, of other shapes"]
 
 

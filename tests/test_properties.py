@@ -58,7 +58,7 @@ def test_a_dropped_stack_is_solved_and_round_trips(tmp_path_factory, seed: int, 
 @few
 @given(seeds, st.permutations(range(L)), st.permutations(range(L)))
 def test_the_verdict_is_that_of_a_float64_replay(seed: int, ins: list[int], outs: list[int]):
-    """From any order at all, stopped at once or not: what is said of the answer is true of it."""
+    """Whatever the start, and whether or not the search is stopped at once, the solution describes its answer correctly."""
     puzzle, permutation = dropped(seed, coupling=0.0)
     order = puzzle.permutation(np.stack([ins, outs], axis=1))
     solution = dropjax.solve(puzzle, initial_order=order, method="paper", rank="none")

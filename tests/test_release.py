@@ -1,4 +1,4 @@
-"""What a release says of itself agrees with itself."""
+"""The files that describe a release agree with one another."""
 
 import re
 import tomllib

@@ -107,7 +107,7 @@ def test_nothing_outside_is_asked_for(made):
 @pytest.mark.slow
 @pytest.mark.parametrize(("depth", "figures"), [(1, 13), (2, 18)])
 def test_stacks_of_one_and_two_blocks(depth, figures, tmp_path):
-    """What makes no sense of them is left out, and nothing is NaN."""
+    """For a very small stack, what makes no sense is left out, and nothing is NaN."""
     shape = ("--depth", str(depth), "--hidden", "7", "--width", "5", "--rows", "60", "--epochs", "2", "--quiet")
     assert train([str(tmp_path / "few.safetensors"), "--curves", str(tmp_path / "curves.json"), *shape]) == 0
     assert report([str(tmp_path / "few.safetensors"), str(tmp_path / "out"), "--quiet"]) == 0
@@ -129,7 +129,7 @@ def test_stacks_of_one_and_two_blocks(depth, figures, tmp_path):
 
 
 def assert_fits(page, width, shot):
-    """In a browser of that width: no overflow, nothing broken, no message, nothing asked for from outside."""
+    """In a browser of that width nothing overflows, no image is broken, nothing is logged and nothing is fetched."""
     shot.parent.mkdir(parents=True, exist_ok=True)
     seen = browser.visit(page, width, shot)
     assert (seen.width, seen.scroll_width) == (width, width)
@@ -171,7 +171,7 @@ def test_the_real_puzzles_page(real_folder, tmp_path):
 
 @pytest.mark.slow
 def test_not_solved_is_said(made):
-    """Another stack's predictions: the best order is described, and said to be no answer."""
+    """With another stack's predictions, the report describes the best order and says that it is not the answer."""
     puzzle, _ = builders.random_puzzle(np.random.default_rng(1), L=6, d=8, h=12, rows=80)  # compiled already
     other = Puzzle.from_arrays(puzzle.pieces, puzzle.x, -puzzle.pred[::-1])
     steps = []

@@ -1,4 +1,4 @@
-"""The page beside a solution: all that it says is in the record, and it shows in a browser, on a phone and without a net."""
+"""The page about a solution: everything on it is in the record, and it works in a browser, on a phone and offline."""
 
 import base64
 import hashlib
@@ -60,7 +60,7 @@ def test_one_script_may_run_and_nothing_is_fetched(solution: dropjax.Solution):
 def test_what_was_assumed_and_how_sure_it_is(solution: dropjax.Solution):
     text = words(result_page(solution))
     assert "Solved: exact" in text and "with the activation a = relu" in text and "not rounded further" in text
-    assert "No other answer that was looked at does as well." in text and "No interchangeable pieces were found." in text
+    assert "No other answer that was tried does as well." in text and "No interchangeable pieces were found." in text
     assert "The hash is" not in text
     assert "The hash is the expected one." in words(result_page(solution, solution.sha256))
     assert "The hash is not the expected one." in words(result_page(solution, "0" * 64))
@@ -85,7 +85,7 @@ def test_what_is_not_solved_is_said_to_be_that(solution: dropjax.Solution):
     assert "Not solved (time limit); what follows is the best so far." in text
     assert "not the answer" in text and "0.25 of pred's variance" in text and "no &lt;order&gt; fits" in html
     assert "the best order so far" in text and "put back in order" not in text and "No interchangeable" not in text
-    assert "partner is in doubt by its margin: 4." in text and "whose place is in doubt: 5, 6." in text
+    assert "partner is in doubt (small margin): 4." in text and "whose place is in doubt: 5, 6." in text
 
 
 def test_a_solve_tells_its_orders_stage_by_stage(solution: dropjax.Solution):

@@ -1,4 +1,4 @@
-"""What is chosen of a checkpoint, what is left out, and that it is said."""
+"""The choice of a checkpoint's MLPs, what is left out, and the account of both."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def test_layers_that_share_their_weights_stay_and_are_named(tmp_path):
     (pair,) = mlps.account.alike
     assert (pair.copy, pair.of) == ("model.blocks.3.fc1.weight", "model.blocks.0.fc1.weight")
     assert pair.cosine == pytest.approx(1)
-    assert any("chosen though twins" in line for line in mlps.account.lines(False))
+    assert any("kept although twins" in line for line in mlps.account.lines(False))
 
 
 def test_whoever_names_twins_gets_them_and_is_told(tmp_path):
@@ -122,13 +122,13 @@ def test_everything_that_is_left_out_is_counted(tmp_path):
     assert mlps.others == ("1 like head.fc1.weight with head.fc2.weight",)
     text = "\n".join(account.lines(False))
     for words in (
-        "in and out: told by names; stored [out, in], as nothing says otherwise",
-        "not read: 1 of int64, 2 of int8; 1 matrix (such as model.blocks.3.fc1.weight) called",
+        "in and out: from names; stored [out, in], by default",
+        "not read: 1 of int64, 2 of int8; 1 matrix (such as model.blocks.3.fc1.weight) with the name of a half",
         "incomplete: 1 matrix (such as model.blocks.4.fc1.weight)",
         "2 of adapters",
     ):
         assert words in text
-    assert account.limits == ", of those chosen alone (1 not read, 1 incomplete)"
+    assert account.limits == ", for the chosen ones only (1 not read, 1 incomplete)"
     assert sum(account.skipped.values()) + 2 * mlps.depth == len([a for a in arrays.values() if a.dtype != np.int8]) - 1
 
 
@@ -150,7 +150,7 @@ def test_a_direction_that_nothing_tells_is_said_to_be_unknown(tmp_path):
     arrays = {name.replace("fc1", "x").replace("fc2", "y"): a for name, a in mlps_of("m.").items()}
     account = chosen(tmp_path, arrays).account
     assert not account.direction_known
-    assert account.lines(False)[0] == "in and out: unknown (taken from: h > d); stored [out, in], as nothing says otherwise"
+    assert account.lines(False)[0] == "in and out: unknown (assumed from h > d); stored [out, in], by default"
     record = account.record(False)
     assert (record["direction"], record["direction_guess"], record["layout"]) == ("unknown", "h > d", "unknown")
     named = chosen(tmp_path, arrays, "*x.weight", "*y.weight").account.record(False)

@@ -1,4 +1,4 @@
-"""Several puzzles: each is solved, or said to be none, by itself, and what is solved is had at once."""
+"""Several puzzles: each is solved or refused independently, and each result is available at once."""
 
 import multiprocessing
 import os
@@ -34,7 +34,7 @@ def planted(seed: int) -> tuple[Puzzle, tuple[int, ...]]:
 
 @pytest.fixture
 def solve(monkeypatch: pytest.MonkeyPatch, unchecked: None) -> Callable[[Puzzle, str], None]:
-    """Stands for the solver: how each puzzle ends is said before."""
+    """Replaces the solver: how each puzzle ends is set beforehand."""
     endings: dict[int, str] = {}
 
     def solve(puzzle: Puzzle, options: Options, interrupted: Callable[[], bool] = lambda: False):
@@ -139,7 +139,7 @@ def test_sigint_ends_several_soon(tmp_path: Path):
 
 
 class Held(Executor):
-    """Holds what it is given until it is told to go on, and keeps what it was given."""
+    """An executor that holds its tasks until it is told to go on, and remembers them."""
 
     def __init__(self) -> None:
         self.held: list[tuple[Future, Callable, tuple]] = []

@@ -1,4 +1,4 @@
-"""What is around dropjax, in a shell, a program, an account or a folder, does not break it."""
+"""The shell, program, account or folder in which dropjax runs does not break it."""
 
 import os
 import shutil
@@ -143,7 +143,7 @@ def test_a_user_without_a_home(as_whom: list[str], home: str | None, converted: 
 
 @pytest.mark.parametrize("names", [("dropjax",), ("dropjax", "dropjax/dropjax")])
 def test_beside_a_folder_of_its_name_it_is_still_the_package(names: tuple[str, ...], tmp_path: Path):
-    """As in the folder that a clone was made in: Python takes it for a package where it finds no other one first."""
+    """A clone's parent folder has such a folder: Python takes it for a package unless it finds another one first."""
     for name in names:
         (tmp_path / name).mkdir()
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

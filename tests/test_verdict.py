@@ -1,4 +1,4 @@
-"""What is called solved, and what is not: rounding, noise, offsets, twins, another activation, rounded inputs."""
+"""Which answers are called solved: rounding, noise, offsets, twins, another activation, rounded inputs."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Results are written where they were to go, whatever that is; what cannot be written is said, and nothing else is lost."""
+"""Results are written to their destination, whatever it is; what cannot be written is reported, and nothing else is lost."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What an answer's errors are measured by, output by output."""
+"""The measure of an answer's errors, output by output."""
 
 import dataclasses
 
@@ -176,7 +176,7 @@ def test_a_table_of_few_digits_does_not_tell_all_arrangements_apart():
 
 
 def answer(rod: Yardstick, error: float | np.ndarray, pred: np.ndarray) -> Answer:
-    """An answer whose outputs miss pred by that much."""
+    """An answer whose outputs miss pred by these errors."""
     rng = np.random.default_rng(0)
     stack = reference.random_stack(rng, 2, 3, 4, 1)
     error = np.broadcast_to(np.float32(error), pred.shape)

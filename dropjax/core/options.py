@@ -53,7 +53,7 @@ class Options:
     pred_decimals: int | None = None
     """Decimals that pred is rounded to; with None they are found from pred itself."""
     pred_noise: float | None = None
-    """Standard deviation of the noise in pred; None where it has none. It is never inferred."""
+    """Standard deviation of the noise in pred; None if it has none. It is never inferred."""
     time_limit: float | None = None
     """Seconds after which the search stops. Until then `auto` keeps starting new attempts; the best arrangement is then
     verified."""

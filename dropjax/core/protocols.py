@@ -26,9 +26,9 @@ class Status(NamedTuple):
     """How far a search is in the middle of a stage."""
 
     share: float | None = None
-    """The lowest MSE so far as a share of pred's variance, over the rows that were looked at; None where none is known."""
+    """The lowest MSE so far as a share of pred's variance, over the rows that were looked at; None if none is known."""
     deadline: float | None = None
-    """When the time limit is up, by `time.perf_counter`; None where there is none."""
+    """When the time limit is up, by `time.perf_counter`; None if there is none."""
     words: str = ""
     """What else there is to say, such as the attempt and the rung."""
     done: int = 0

@@ -45,7 +45,7 @@ class Puzzle:
     pred: Float32[np.ndarray, "N o"]
     true: Float32[np.ndarray, "N o"] | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of what it was read from, by role; empty where it came from arrays."""
+    """SHA-256 of what it was read from, by role; empty if it came from arrays."""
     notes: Sequence[str] = ()
     """What reading changed, such as casts to float32."""
 

@@ -21,13 +21,13 @@ class Outcome(StrEnum):
 
     EXACT = "exact"
     """RMS(f − pred) ≤ 1e-5 of pred's standard deviation, output by output and over all rows, and no other answer that was
-    looked at does the same. Where float32's own rounding of pred, half a unit in the last place, is more than that, it is
-    taken instead, which a note says."""
+    tried does the same. If float32's own rounding of pred, half a unit in the last place, is larger than that, it takes the
+    place of the bound, and a note says so."""
     EXACT_UP_TO_TIES = "exact_up_to_ties"
-    """The same, but for pieces that no table can tell apart; they are listed."""
+    """As `EXACT`, except for pieces that no table can tell apart, which are listed in `ties`."""
     NOISE_FLOOR = "noise_floor"
-    """pred itself is rounded or noisy, no error is more than that explains, all are far below pred's variance, and no other
-    answer that was looked at fits as well."""
+    """pred itself is rounded or noisy, no error is larger than that explains, the MSE is far below pred's variance, and no
+    other answer that was tried fits as well."""
     NOT_SOLVED = "not_solved"
 
     @property
@@ -38,7 +38,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which output half goes with which input half, and by how much it is the best one."""
+    """The output half that goes with each input half, and by how much it is the best one."""
 
     signal: str
     score: Float[np.ndarray, "L L"]
@@ -73,15 +73,15 @@ class Stage:
     name: str
     seconds: float
     mse: float | None = None
-    """After the stage; None where it decides no order."""
+    """The MSE after the stage; None if it decides no order."""
     rows: int = 0
-    """Rows that `mse` is over: all of the table's, or those that a search on fewer looked at."""
+    """The number of rows that `mse` is over: the whole table, or the fewer rows that the stage used."""
     evaluations: int = 0
-    """Candidates scored exactly."""
+    """The number of candidates scored exactly."""
     swaps: int = 0
-    """Moves accepted."""
+    """The number of moves accepted."""
     order: tuple[int, ...] = ()
-    """Piece numbers of the input halves in the order after the stage; empty where it decides none."""
+    """Piece numbers of the input halves in the order after the stage; empty if it decides none."""
 
 
 @dataclass(frozen=True)
@@ -108,22 +108,22 @@ class Solution:
     pairing: Pairing
     stages: Sequence[Stage]
     seconds: Mapping[str, float]
-    """Of `compile`, `solve`, `verify` and, from the command line, `load` and `total`."""
+    """Seconds spent, by name: `compile`, `solve`, `verify` and, from the command line, `load` and `total`."""
     ties: Sequence[Sequence[int]] = ()
     """Groups of piece numbers that can be exchanged without any table noticing."""
     doubtful: Sequence[int] = ()
-    """Where it is not solved: input halves whose partner the pairing's margins leave in doubt."""
+    """If it is not solved: input halves whose partner is in doubt because of a small margin."""
     unsettled: Sequence[int] = ()
-    """Where it is not solved: input halves whose block the best orders found do not agree on."""
+    """If it is not solved: input halves of the blocks whose places differ among the best orders found."""
     mse_of_variance: float | None = None
-    """Where it is not solved: `mse` as a fraction of pred's variance."""
+    """If it is not solved: `mse` as a fraction of pred's variance."""
     input_sha256: Mapping[str, str] = field(default_factory=dict)
     replay: Mapping[str, float] | None = None
-    """`mse` and `max_abs_error` of the float64 replay, where it was asked for."""
+    """`mse` and `max_abs_error` of the float64 replay, if it was requested."""
     reason: str | None = None
-    """Why it is not solved, in words and with the evidence, where more can be said than `stop_reason`."""
+    """Why it is not solved, with the evidence, if there is more to say than `stop_reason`."""
     notes: Sequence[str] = ()
-    """What else there is to know: another activation than was asked for, or what the error is measured by."""
+    """Remarks, for example that another activation than the given one was used, or what the error is measured by."""
 
     @property
     def solved(self) -> bool:
@@ -132,12 +132,12 @@ class Solution:
 
     @property
     def permutation_text(self) -> str:
-        """The permutation as it is hashed: numbers and commas alone."""
+        """The permutation in the form that is hashed: only numbers and commas."""
         return ",".join(map(str, self.permutation))
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of `permutation_text`, as the real puzzle's page publishes its own."""
+        """SHA-256 of `permutation_text`. The page of the real puzzle publishes its answer in this form."""
         return hashlib.sha256(self.permutation_text.encode()).hexdigest()
 
     def to_frame(self) -> Any:
@@ -173,7 +173,7 @@ class Solution:
         )
 
     def to_json(self, expected_sha256: str | None = None) -> dict[str, Any]:
-        """What `solution.json` holds: plain numbers, text, lists and dicts, null for what is not finite.
+        """The contents of `solution.json`: plain numbers, text, lists and dicts, with null for what is not finite.
 
         `expected_sha256` is compared here, after the fact; without one `expected_sha256_matches` is null.
         """
@@ -222,7 +222,7 @@ def _versions() -> dict[str, str]:
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it: NumPy's and JAX's numbers and arrays plain, null for NaN and infinity."""
+    """The value in the types of JSON: arrays of NumPy and JAX become lists, and NaN and infinity become null."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if hasattr(value, "tolist"):

@@ -31,11 +31,11 @@ def _expit(z: Any) -> np.ndarray:
 
 
 class Activation(NamedTuple):
-    """What a block's hidden units do to their preactivations."""
+    """An activation: the function that a block's hidden units apply to their preactivations."""
 
     of: Callable[[Array], Array]
     twin: Callable[[np.ndarray], np.ndarray]
-    """The activation in NumPy, in float64 and by other arithmetic, for `replay`."""
+    """The activation in NumPy and float64, computed independently, for `replay`."""
 
     def __call__(self, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """The activations, in JAX."""
@@ -48,7 +48,7 @@ def leaky_relu(slope: float) -> Activation:
 
 
 class Activations(dict[str, Activation]):
-    """The activations by name. The name leaky_relu(SLOPE) stands for an activation of its own for every finite slope."""
+    """The activations by name. The name leaky_relu(SLOPE) stands for an activation for every finite slope."""
 
     def __missing__(self, name: str) -> Activation:
         found = SLOPED.fullmatch(name)
@@ -88,8 +88,8 @@ ACTIVATIONS = Activations(
 class Stack:
     """L input halves, L output halves and the last layer, as arrays.
 
-    Where an arrangement is passed along, half k of either kind may stand anywhere. Without one (`forward`), input half k
-    and output half k are block k.
+    With an arrangement, half k of either kind may stand anywhere. Without one (`forward`), input half k and output half k
+    are block k.
     """
 
     w_in: Float[Array, "L h d"]
@@ -115,7 +115,7 @@ class Stack:
 
 
 def product(a: Float[Array, "... n"], b: Float[Array, "m n"], precision: str = "highest") -> Float[Array, "... m"]:
-    """a·bᵀ, by default in full float32, whatever the device would do by itself: an MSE decides on the result."""
+    """a·bᵀ, by default in full float32, even if the device would use less: MSEs that decide depend on it."""
     return jnp.einsum("...n,mn->...m", a, b, precision=precision)
 
 
@@ -158,7 +158,7 @@ def identity_arrangement(depth: int) -> Int[Array, "L 2"]:
 
 @jax.jit
 def forward(stack: Stack, x: Float[Array, "N d"]) -> Float[Array, "N o"]:
-    """The stack's outputs (paper, Eq. 2), the halves taken as they stand."""
+    """The stack's outputs (paper, Eq. 2), with the halves in their own order."""
     return read_out(stack, advance(stack, identity_arrangement(stack.depth), 0, stack.depth, x))
 
 

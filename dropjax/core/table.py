@@ -1,4 +1,4 @@
-"""The puzzle's table: inputs, predictions and true values, told apart by the names of their columns."""
+"""The puzzle's table: inputs, predictions and true values, which the names of their columns distinguish."""
 
 import re
 from collections import Counter
@@ -14,7 +14,7 @@ from dropjax.core.errors import InputError
 
 
 class Table(NamedTuple):
-    """The data: inputs, the stack's outputs, and the true values where they are given."""
+    """The data: inputs, the stack's outputs, and the true values if they are given."""
 
     x: Float32[np.ndarray, "N d"]
     pred: Float32[np.ndarray, "N o"]
@@ -22,11 +22,11 @@ class Table(NamedTuple):
 
 
 Parts = Sequence[Sequence[int]]
-"""Where x's, pred's and true's columns stand among all."""
+"""The indices of the columns of x, pred and true among all columns."""
 
 
 def parts_of(where: object, names: Sequence[str]) -> Parts:
-    """Where `measurement_0`, …, `pred` or `pred_0`, …, and, if given, `true` or `true_0`, … stand. Raises `InputError`."""
+    """The columns `measurement_0`, …, `pred` or `pred_0`, …, and, if given, `true` or `true_0`, …. Raises `InputError`."""
     return [_columns(where, names, stem) for stem in ("measurement", "pred", "true")]
 
 
@@ -63,7 +63,7 @@ def table_of_frame(frame: Any, where: object = "frame") -> Table:
 
 
 def _numbers(where: str, values: np.ndarray) -> Float64[np.ndarray, " N"]:
-    """A column's numbers; `InputError` where it holds anything else."""
+    """The numbers of a column. Raises `InputError` if it holds anything else."""
     if values.dtype.kind == "O":
         for row, value in enumerate(values, 1):
             if isinstance(value, bool) or not isinstance(value, Real | Decimal):
@@ -74,7 +74,7 @@ def _numbers(where: str, values: np.ndarray) -> Float64[np.ndarray, " N"]:
 
 
 def _columns(where: object, names: Sequence[str], stem: str) -> list[int]:
-    """Where the columns `stem`_0, `stem`_1, … or the only column `stem` stand."""
+    """The indices of the columns `stem`_0, `stem`_1, …, or of the only column `stem`."""
     ours = [name for name in names if re.fullmatch(stem + r"(_[0-9]{1,9})?", name)]
     doubled = [name for name, times in Counter(ours).items() if times > 1]
     if doubled:

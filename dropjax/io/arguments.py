@@ -1,4 +1,4 @@
-"""Small files that a command line is given: roles and permutations."""
+"""Reading of the small files that command lines take: roles and permutations."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from dropjax.io.checks import reading
 
 
 def read_roles(path: str | Path) -> dict[int, str]:
-    """Role ("in", "out" or "last") by piece number, from a JSON object. Raises `InputError`."""
+    """The roles ("in", "out" or "last") by piece number in a file that holds a JSON object. Raises `InputError`."""
     path = Path(path)
     try:
         with reading(path):
@@ -23,7 +23,7 @@ def read_roles(path: str | Path) -> dict[int, str]:
 
 
 def parse_roles(path: Path, pairs: object) -> dict[int, str]:
-    """Roles by piece number, from the pairs of a JSON object. Raises `InputError`."""
+    """The roles by piece number that the pairs of a JSON object give. Raises `InputError`."""
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
         raise InputError(f"{path}: roles: expected a JSON object from piece numbers to roles, got something else")
     roles: dict[int, str] = {}
@@ -38,7 +38,7 @@ def parse_roles(path: Path, pairs: object) -> dict[int, str]:
 
 
 def read_permutation(path: str | Path) -> tuple[int, ...]:
-    """Piece numbers from a text, separated by commas or white space. Raises `InputError`."""
+    """The piece numbers in a text file, separated by commas or white space. Raises `InputError`."""
     path = Path(path)
     try:
         with reading(path):

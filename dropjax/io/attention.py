@@ -21,31 +21,31 @@ WORDS = (
     r"{}_(?:lin|linear|layer)",  # DistilBERT
     r"(?:self|(?<=attention\.)attention)\.{}",  # BERT, ViT
 )
-"""What projections of their own are called, with q, k, v or query, key, value in the place of the braces."""
+"""Names of separate projections; the braces stand for q, k, v or query, key, value."""
 LETTERS = {"query": ("q", "query", "Q"), "key": ("k", "key", "K"), "value": ("v", "value", "V")}
 FUSED = {
     "qkv": r"c_attn|(?:to_|w|W_?|linear_|proj_|att_)?qkv(?:_proj|_linear)?|W_pack|in_proj_weight|att_proj|query_key_value",
     "kv": r"(?:to_|w|W_?|linear_|proj_)?kv(?:_proj)?|key_value",
 }
-"""Projections in one matrix, in this order; GPT-NeoX and Megatron have them in this order for every head."""
+"""Names of matrices that hold several projections in this order; in GPT-NeoX and Megatron, in this order for each head."""
 BY_HEAD = r"query_key_value|linear_qkv"
 OUTPUT = (
     r"o_proj|out_proj(?:_weight)?|(?:to_|w|W_?|linear_)?o(?:ut)?(?:\.0)?|output(?:\.dense)?|dense|out_lin|c_proj"
     r"|proj|linear_(?:proj|out)|out(?:_linear|put_proj)"
 )
-"""What the projection back to the residual stream is called, in the place of the others."""
+"""Names of the projection back to the residual stream."""
 HEAD_NORMS = re.compile(r"(?:[qk]_(?:layer_?)?norm|norm_[qk]|(?:query|key)_norm)")
-"""Normalisations of single heads, whose length is a head's size."""
+"""Names of normalisations of single heads; their length is the size of a head."""
 COUNTS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "attention_heads")
-"""What a config.json calls the number of heads."""
+"""Names of the number of heads in a config.json."""
 
 
 class Projection(NamedTuple):
-    """One projection of one layer: `count` rows from `start` (columns where stored [in, out])."""
+    """One projection of one layer: `count` rows from `start` (columns if it is stored [in, out])."""
 
     name: str
     fused: str = ""
-    """`qkv` or `kv`, if the matrix holds more than this."""
+    """`qkv` or `kv` if the matrix holds more than this projection."""
 
 
 class Layer(NamedTuple):
@@ -56,7 +56,7 @@ class Layer(NamedTuple):
 
 
 def layers(names: Sequence[str]) -> list[Layer]:
-    """Every place with projections of attention, however complete."""
+    """Every module with projections of attention, complete or not."""
     places: dict[tuple[str, int], dict[str, Projection]] = defaultdict(dict)
     projections = [name for name in names if families.reason_to_skip(name) == "of attention"]
     for name in sorted(projections, key=natural):
@@ -100,20 +100,20 @@ def _outputs(names: Sequence[str], places: set[str]) -> dict[str, str]:
 
 
 class Member(NamedTuple):
-    """One layer's two parts, as they would be read."""
+    """The two parts of one layer, and how they would be read."""
 
     ours: str
     theirs: str
     shape: tuple[Any, ...]
-    """What layers that are paired together have in common: lengths, places of the rows, and layouts that are possible."""
+    """What layers that are paired together share: lengths, positions of the rows, and possible layouts."""
 
 
 def find(checkpoint: Checkpoint, kind: str, heads: int = 0, transposed: bool | None = None) -> Paths | None:
-    """The paths of `kind` (`query-key` or `value-output`) that are most numerous; None where there are no two.
+    """The most numerous paths of `kind` (`query-key` or `value-output`); None if there are fewer than two.
 
-    `heads` is the number of query heads, which grouped heads and matrices that hold all projections head by head need; 0: as
-    a config.json beside the file says, or the normalisations of single heads. Raises `InputError` where it is needed and
-    not known, or divides nothing.
+    `heads` is the number of query heads, needed for grouped heads and for matrices that hold all projections head by head.
+    If it is 0, a config.json beside the file or the normalisations of single heads give it. Raises `InputError` if it
+    is needed and unknown, or does not divide the query units.
     """
     seen = families.evidence(checkpoint.shapes, transposed)
     names = [name for name, shape in checkpoint.shapes.items() if len(shape) == 2 and all(shape)]
@@ -154,7 +154,7 @@ def find(checkpoint: Checkpoint, kind: str, heads: int = 0, transposed: bool | N
 
 
 def _member(layer: Layer, kind: str, seen: Evidence) -> Member | None:
-    """The layer's two parts, or None where their shapes do not fit. Lengths: query units, key and value units, d."""
+    """The two parts of the layer, or None if their shapes do not fit. Lengths: query units, key and value units, d."""
     first, second = ("query", "key") if kind == "query-key" else ("value", "output")
     ours, theirs = layer.parts[first], layer.parts[second]
     output = layer.parts.get("output")
@@ -198,7 +198,7 @@ def _by_head(projection: Projection) -> bool:
 
 
 def _lengths(layer: Layer, first: str, long: int, width: int, seen: Evidence) -> tuple[int, int]:
-    """Units of the query and of the key or value; 0 where they cannot be told."""
+    """The numbers of query units and of key or value units; 0 if they are unclear."""
     projection = layer.parts[first]
     output = layer.parts.get("output")
     across = 0
@@ -220,7 +220,7 @@ def _lengths(layer: Layer, first: str, long: int, width: int, seen: Evidence) ->
 
 
 def _head_size(checkpoint: Checkpoint, queries: int, heads: int) -> int:
-    """Units of a head, as the user, single heads' normalisations or a config.json beside the file say; 0: unknown."""
+    """The units of a head, from the user, single heads' normalisations or a config.json beside the file; 0 if unknown."""
     if heads:
         if queries % heads:
             raise InputError(f"{checkpoint.path}: --heads: expected a number that divides {queries} units, got {heads}")
@@ -248,12 +248,12 @@ def _configured(checkpoint: Checkpoint, queries: int) -> int:
 
 
 def _readings(checkpoint: Checkpoint, kind: str, members: Sequence[Member], head: int) -> Iterator[Reading]:
-    """Every way to read the parts, where names and shapes leave several."""
+    """The ways to read the parts that names and shapes allow."""
     queries, groups, _, our_fused, their_fused, ways, their_ways, by_head, told = members[0].shape
     names = tuple(m.ours for m in members), tuple(m.theirs for m in members)
     if (groups != queries or by_head) and not head:
         raise InputError(
-            f"{checkpoint.path}: {kind}: expected the number of heads, which tells the rows of {names[0][0]} apart, by "
+            f"{checkpoint.path}: {kind}: expected the number of heads, which separates the rows of {names[0][0]}, by "
             "--heads or in a config.json beside it, got none"
         )
     pairs = [(way, way) for way in ways] if kind == "query-key" else [(a, b) for a in ways for b in their_ways]
@@ -264,7 +264,7 @@ def _readings(checkpoint: Checkpoint, kind: str, members: Sequence[Member], head
         for way, their_way in pairs:
             label, their_label = f" ({ours})" if our_fused else "", f" ({theirs})" if their_fused else ""
             words = " and ".join(dict.fromkeys("[in, out]" if one else "[out, in]" for one in (way, their_way)))
-            words += f" (told by {told})" if told else ""
+            words += f" (from {told})" if told else ""
             words += ", head by head" if interleaved else ""
             yield Reading(
                 Part(names[0], way, cut[ours], label),
@@ -276,9 +276,9 @@ def _readings(checkpoint: Checkpoint, kind: str, members: Sequence[Member], head
 def _cuts(
     queries: int, groups: int, head: int, our_fused: str, their_fused: str, interleaved: bool
 ) -> dict[str, Int[np.ndarray, " h"]]:
-    """The rows of every projection, those of keys and values as often as grouped heads use them."""
+    """The rows of each projection in its matrix; grouped heads of keys and values are repeated for each query head."""
     size = head or queries
-    if interleaved:  # for each group: its queries' heads, a key's and a value's
+    if interleaved:  # each group has the heads of its queries, then one of a key and one of a value
         per = queries // groups
         unit = np.arange(queries)
         group, within = unit // size // per, unit % size

@@ -1,4 +1,4 @@
-"""Other people's checkpoints: tensors by name, each read when it is asked for, and only the part that is asked for.
+"""Other people's checkpoints: tensors by name. Each is read on request, and only the part that is requested.
 
 `halves` tells which of the tensors are halves of MLPs.
 """
@@ -21,17 +21,17 @@ from dropjax.io import pytorch
 from dropjax.io.pth import Tensor
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types that safetensors reads for NumPy, as safetensors and as everybody else calls them; all become float32."""
+"""Types that safetensors can read into NumPy: its name for each and the usual one. All become float32."""
 OTHERS = {"BOOL": "bool"} | {f"{kind[0].upper()}{n}": f"{kind}{n}" for kind in ("int", "uint") for n in (8, 16, 32, 64)}
-"""Types that are not read."""
+"""Types that cannot be read."""
 BYTES = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
 }
-"""Types of one byte, which safetensors does not read for NumPy."""
+"""One-byte types, which safetensors cannot read into NumPy."""
 SCALES = re.compile(r"(.+)(?:[._](?:scale|scale_inv)|\.scale_weight)")
-"""Names of the scales that float8 weights are multiplied by. `_inv` is what DeepSeek calls them, which multiplies too."""
+"""Names of the scales that float8 weights are multiplied by. DeepSeek's name ends in `_inv`, and it multiplies as well."""
 INDICES = (".safetensors.index.json", ".bin.index.json")
 SHARD = re.compile(r"-[0-9]{1,9}-of-0*([0-9]{1,9})\.")
 Slice = tuple[slice, ...]
@@ -54,16 +54,16 @@ class Checkpoint:
     """The shape of every floating-point tensor that is read, scales included."""
     part: Callable[[str, Slice], np.ndarray]
     types: Mapping[str, str]
-    """The type of every tensor, those that are not read included."""
+    """The type of every tensor, including those that are not read."""
     unread: Mapping[str, tuple[int, ...]]
     """The shape of every tensor that is not read: integers, packed numbers, float8 whose scales do not fit."""
     scales: Mapping[str, Scale]
-    """The scales of float8 weights, which `read` multiplies them by."""
+    """The scales that `read` multiplies float8 weights by."""
     notes: tuple[str, ...] = ()
-    """What else lies there and is not looked at."""
+    """What else is there and was not looked at."""
 
     def read(self, name: str, where: Slice = ()) -> Float32[np.ndarray, "..."]:
-        """A part of a tensor (all of it by default) as float32. Raises `InputError` where a number is not finite."""
+        """Part of a tensor (by default all of it) as float32. Raises `InputError` if a number is not finite."""
         with np.errstate(over="ignore"):
             values = np.asarray(self.part(name, where)).astype(np.float32)
             if name in self.scales:
@@ -81,7 +81,7 @@ class Checkpoint:
 
 
 def counted(count: int) -> str:
-    """So many tensors, in words."""
+    """The count in words: "1 tensor", "2 tensors"."""
     return f"{count} tensor{'' if count == 1 else 's'}"
 
 
@@ -90,7 +90,7 @@ def _first_bad(values: np.ndarray) -> str:
 
 
 class Held(NamedTuple):
-    """What one file holds."""
+    """The tensors of one file."""
 
     shapes: dict[str, tuple[int, ...]]
     types: dict[str, str]
@@ -102,7 +102,7 @@ class Held(NamedTuple):
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """The checkpoint in a .safetensors or PyTorch file, or in the shards of either kind that an index names.
 
-    An index (*.safetensors.index.json, *.bin.index.json) decides which shard holds a tensor. Nothing in a PyTorch file is
+    An index (*.safetensors.index.json, *.bin.index.json) decides which shard holds a tensor. No code in a PyTorch file is
     ever run: see `pytorch.load_pth`. Raises `InputError`.
     """
     path = Path(path)
@@ -134,7 +134,7 @@ def _held(path: Path) -> Held:
 
 
 def _shards(path: Path) -> Held:
-    """The tensors that an index names, each from the shard that the index says."""
+    """The tensors that an index names, each from the shard that the index gives for it."""
     homes = _weight_map(path)
     shards = {name: _held(path.parent / name) for name in sorted(set(homes.values()))}
     for name, shard in homes.items():
@@ -160,7 +160,7 @@ def _shards(path: Path) -> Held:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """The shard of every tensor, all of them files beside the index."""
+    """The shard that holds each tensor. Every shard must be a file beside the index."""
     try:
         homes = dict(json.loads(path.read_bytes())["weight_map"].items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -188,7 +188,7 @@ def _safetensors(path: Path) -> Held:
     places = _places(path) if set(kinds.values()) & set(BYTES) else {}
 
     def part(name: str, where: Slice) -> np.ndarray:
-        # Opened anew each time: what was read of a memory-mapped file counts as ours only while it is open.
+        # The file is opened anew each time: pages read from a mapped file count as this process's memory while it is open.
         if kinds[name] in BYTES:
             mapped = np.memmap(path, BYTES[kinds[name]], "r", places[name], shapes[name])
             return np.array(mapped[where])
@@ -202,7 +202,7 @@ def _safetensors(path: Path) -> Held:
 
 
 def _places(path: Path) -> dict[str, int]:
-    """Where each tensor begins in a file that `safe_open` has found sound."""
+    """The offset of each tensor in a file that `safe_open` has accepted."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -243,7 +243,7 @@ def _pth(path: Path) -> Held:
 
 
 def _tensors(data: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
-    """A state dict's tensors by name; a layer may have a state dict of its own."""
+    """The tensors of a state dict by name. A layer may be a state dict inside it."""
     for name, value in data.items():
         if isinstance(value, Mapping) and set(value) in ({"weight"}, {"weight", "bias"}):
             inner = {f"{name}.{kind}": tensor for kind, tensor in value.items()}
@@ -256,7 +256,7 @@ def _tensors(data: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _scaled(path: Path, held: Held) -> Checkpoint:
-    """The checkpoint, its float8 weights with their scales; those whose scales do not fit are not read."""
+    """The checkpoint with each float8 weight joined to its scales. Weights whose scales do not fit are not read."""
     shapes, scales, bad = held.shapes, {}, set()
     for name in held.shapes:
         match = SCALES.fullmatch(name)
@@ -279,7 +279,7 @@ def _scaled(path: Path, held: Held) -> Checkpoint:
 
 
 def _blocks(weight: Sequence[int], scale: Sequence[int]) -> tuple[int, int] | None:
-    """Rows and columns of the blocks that share a scale; None where there are no such blocks."""
+    """The numbers of rows and columns of the blocks that share a scale; None if the shapes allow no such blocks."""
     if len(weight) != 2:
         return None
     rows, columns = weight
@@ -293,7 +293,7 @@ def _blocks(weight: Sequence[int], scale: Sequence[int]) -> tuple[int, int] | No
 
 
 def _block(length: int, count: int) -> int | None:
-    """The length of `count` equal blocks, of which the last may be cut: 2, 4, …, 128, … where one of those will do."""
+    """The length of `count` equal blocks, the last of which may be shorter; a power of two if one fits."""
     if not 1 <= count <= length:
         return None
     if count == 1:

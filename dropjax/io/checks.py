@@ -1,4 +1,4 @@
-"""What reading files shares: errors of the system become one line that names the file."""
+"""Helpers for reading files: an error of the system becomes one line that names the file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from dropjax.core.errors import InputError
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the path in what the puzzle's checks say, where they do not."""
+    """Put the path before messages of the puzzle's checks that do not name it yet."""
     try:
         yield
     except InputError as error:

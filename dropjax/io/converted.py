@@ -55,9 +55,9 @@ def read_converted(path: str | Path, roles: Mapping[int, str] | None = None) -> 
 
 
 def write_converted(puzzle: Puzzle, path: str | Path) -> None:
-    """The puzzle as one file: the same bytes for the same puzzle, read back and compared before it appears at `path`.
+    """Write the puzzle as one file, which is read back and compared before it appears at `path`.
 
-    Raises `InputError` where it cannot be written.
+    One puzzle always gives the same bytes. Raises `InputError` if the file cannot be written.
     """
     arrays = {
         f"piece_{n}.{name}": a
@@ -75,7 +75,7 @@ def write_converted(puzzle: Puzzle, path: str | Path) -> None:
 
 
 def _read_tensors(path: Path) -> tuple[dict, dict[str, NDArray[np.float32]]]:
-    """Our metadata and every array of a converted file."""
+    """The metadata under the key dropjax, and every array, of a converted file."""
     try:
         with safe_open(path, "numpy") as file:
             meta = (file.metadata() or {}).get("dropjax")
@@ -104,7 +104,7 @@ def _read_tensors(path: Path) -> tuple[dict, dict[str, NDArray[np.float32]]]:
 
 
 def _check_names(path: Path) -> None:
-    """Every name stands once in the header: of several the library would read the last."""
+    """Refuse a header in which a name stands twice, because the library would read the last one."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         pairs = json.loads(file.read(length), object_pairs_hook=list)
@@ -114,7 +114,7 @@ def _check_names(path: Path) -> None:
 
 
 def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """Write the arrays and read them back; OSError where another array comes back than was written."""
+    """Write the arrays and read them back. Raises OSError if an array differs from what was written."""
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors corrupts others in silence
     path.write_bytes(save(arrays, metadata))
     with safe_open(path, "numpy") as file:

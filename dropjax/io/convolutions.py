@@ -19,11 +19,12 @@ NUMBERED = [
     re.compile(rf"(?:(.*)\.)?{words}")
     for words in (r"conv_?(\d)", r"layer\.(\d)\.convolution", r"(\d{1,2})", r"(\d{1,2})\.(?:0|conv)")
 ]
-"""torchvision and timm; transformers; sequences of layers, or of a layer with its normalisation each."""
+"""Names of the three convolutions: in torchvision and timm; in transformers; in sequences of layers, or of layers that each
+come with a normalisation."""
 EXPAND, PROJECT = "conv_pw|expand_conv|_expand_conv|conv_exp|expand", "conv_pwl|project_conv|_project_conv|project"
-"""What the 1×1 convolutions before and behind a depthwise one are called, where they have names instead of numbers."""
+"""Names of the 1×1 convolutions before and after a depthwise one, if they have names rather than numbers."""
 EPSILON = 1e-5
-"""What batch normalisation adds to a variance, in PyTorch by default."""
+"""The number that batch normalisation adds to a variance: PyTorch's default."""
 
 
 class Block(NamedTuple):
@@ -34,7 +35,7 @@ class Block(NamedTuple):
 
 
 def blocks(checkpoint: Checkpoint) -> list[Block]:
-    """Every place that holds exactly three convolutions [h, d, 1, 1], [h, h/g, k, k] and [e, h, 1, 1]."""
+    """Every module that holds exactly three convolutions: [h, d, 1, 1], [h, h/g, k, k] and [e, h, 1, 1]."""
     places: dict[str, list[tuple[int, str]]] = defaultdict(list)
     named: dict[str, dict[str, str]] = defaultdict(dict)
     kernels = [name for name, shape in checkpoint.shapes.items() if len(shape) == 4 and all(shape)]
@@ -62,30 +63,30 @@ def _fits(shapes: Sequence[tuple[int, ...]]) -> bool:
 
 @dataclass(frozen=True)
 class Chains:
-    """The convolutions of bottlenecks of one shape, which are read as they are and with batch normalisations folded in."""
+    """The convolutions of bottlenecks of one shape, read as they are and with their batch normalisations folded in."""
 
     checkpoint: Checkpoint
     blocks: tuple[Block, ...]
     folded: bool
     """Whether every convolution has a batch normalisation that can be folded into it."""
     alone: tuple[str, ...] = ()
-    """The first convolutions of blocks that change the width, as the first of a stage does, or alone of their shapes."""
+    """The first convolution of each block that has no partner: it changes the width, or no other block has its shapes."""
     twins: tuple[Twin, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(L, taps, h, d)."""
+        """The numbers of blocks, of taps and of hidden channels, and the width."""
         first, middle, _ = (self.checkpoint.shapes[name] for name in self.blocks[0].names)
         return len(self.blocks), middle[2] * middle[3], first[0], first[1]
 
     def names(self, part: int) -> tuple[str, ...]:
-        """The names of every block's first (0), middle (1) or last (2) convolution."""
+        """The names of the first (0), middle (1) or last (2) convolution of every block."""
         return tuple(block.names[part] for block in self.blocks)
 
     def arrays(
         self, folded: bool
     ) -> tuple[Float[np.ndarray, "L h d"], Float[np.ndarray, "L t h h"], Float[np.ndarray, "L d h"]]:
-        """First, middle (a matrix for each tap) and last convolutions, their normalisations `folded` into them or not.
+        """The first, middle (one matrix per tap) and last convolutions, with or without their normalisations `folded` in.
 
         Raises `InputError`.
         """
@@ -97,7 +98,7 @@ class Chains:
         )
 
     def gains(self) -> Float[np.ndarray, "2 L h"] | None:
-        """The gains of the normalisations behind the first and middle convolutions; None where some have none."""
+        """The gains of the normalisations after the first and middle convolutions; None if some have none."""
         if not self.folded:
             return None
         sides = ([self.checkpoint.read(f"{_norm(self.checkpoint, name)}.weight") for name in self.names(k)] for k in (0, 1))
@@ -112,19 +113,19 @@ class Chains:
         return kernel
 
     def lines(self) -> list[str]:
-        """What is paired and what is not, for people."""
+        """Lines that tell a reader what is paired and what is not."""
         depth, taps, hidden, width = self.shape
         ways = "without batch normalisations, and with them folded in" if self.folded else "as they are"
         lines = [
             f"bottleneck: {depth} paths of three convolutions, d = {width:,}, h = {hidden:,}, {taps} taps",
-            f"told by names and shapes; read {ways}",
+            f"found by names and shapes; read {ways}",
         ]
         if self.twins:
             lines.append(f"left out as twins: {len(self.twins)}, such as {self.twins[0].copy} of {self.twins[0].of}")
-        return lines + ([f"nothing to pair with: {len(self.alone)}, such as {self.alone[0]}"] if self.alone else [])
+        return lines + ([f"without a partner: {len(self.alone)}, such as {self.alone[0]}"] if self.alone else [])
 
     def record(self) -> dict[str, Any]:
-        """All of it for the JSON."""
+        """The account as JSON holds it."""
         depth, taps, hidden, width = self.shape
         counts = {"paths": depth, "d": width, "h": hidden, "taps": taps}
         return {
@@ -137,12 +138,12 @@ class Chains:
 
     @property
     def limits(self) -> str:
-        """What a verdict says nothing of, to be written behind it."""
-        return f", of those chosen alone ({len(self.twins)} left out as twins)" if self.twins else ""
+        """The words to append to a verdict about what it does not cover."""
+        return f", for the chosen ones only ({len(self.twins)} left out as twins)" if self.twins else ""
 
 
 def _taps(kernel: Float[np.ndarray, "o i k l"]) -> Float[np.ndarray, "t o h"]:
-    """A matrix for each tap; of grouped convolutions with the other groups' zeros."""
+    """The kernel as one matrix per tap. In a grouped convolution, weights between groups are zero."""
     outputs, inputs, high, wide = kernel.shape
     taps = kernel.transpose(2, 3, 0, 1).reshape(high * wide, outputs, inputs)
     if inputs == outputs:
@@ -154,7 +155,7 @@ def _taps(kernel: Float[np.ndarray, "o i k l"]) -> Float[np.ndarray, "t o h"]:
 
 
 def _norm(checkpoint: Checkpoint, name: str) -> str:
-    """The batch normalisation behind a convolution; empty: there is none."""
+    """The name of the batch normalisation after a convolution, or "" if there is none."""
     words = re.sub(r"\.weight$", "", name)
     number = re.fullmatch(r"(.*?)(\d+)(?:\.0)?", words)
     guesses = [re.sub("conv(?=[^.]*$)", "bn", words), words.replace("convolution", "normalization")]
@@ -166,7 +167,7 @@ def _norm(checkpoint: Checkpoint, name: str) -> str:
 
 
 def find_chains(checkpoint: Checkpoint) -> list[Chains]:
-    """The bottlenecks with a full (or grouped) middle convolution, those of one shape together, at least two; most first."""
+    """Bottlenecks with a full or grouped middle convolution, at least two of each shape, the most numerous shape first."""
     pools = _pools(checkpoint, depthwise=False)
     alone = tuple(block.names[0] for pool in pools if len(pool) == 1 or not _same_width(checkpoint, pool) for block in pool)
     found = []
@@ -185,7 +186,7 @@ def _same_width(checkpoint: Checkpoint, pool: Sequence[Block]) -> bool:
 
 
 def _pools(checkpoint: Checkpoint, depthwise: bool) -> list[list[Block]]:
-    """Blocks of the same shapes together, most first."""
+    """The blocks grouped by their shapes, the largest group first."""
     pools: dict[tuple[Any, ...], list[Block]] = defaultdict(list)
     for block in blocks(checkpoint):
         shapes = tuple(checkpoint.shapes[name] for name in block.names)
@@ -195,7 +196,10 @@ def _pools(checkpoint: Checkpoint, depthwise: bool) -> list[list[Block]]:
 
 
 def find_depthwise(checkpoint: Checkpoint) -> Paths | None:
-    """The 1×1 convolutions before and behind depthwise ones, which mix no channels: most numerous, None below two."""
+    """The 1×1 convolutions around depthwise ones, of the most numerous shape; None if there are fewer than two blocks.
+
+    A depthwise convolution mixes no channels, so the hidden channels of both are the same.
+    """
     pools = [pool for pool in _pools(checkpoint, depthwise=True) if _same_width(checkpoint, pool)]
     if not pools or len(pools[0]) < 2:
         return None

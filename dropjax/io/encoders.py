@@ -1,8 +1,8 @@
 """Encoders of the BERT family in checkpoints, with tensors named as Hugging Face names them, as functions and arrays.
 
-A layer is post-norm: attention, its sum with the state normalised, and an MLP, its sum normalised again. It is taken apart
-into P = 1, 2 or 4 parts, each with the norm behind it: the whole layer; attention and MLP; or query and key, value and
-attention's output, the MLP's first half and its second.
+A layer is post-norm: attention, whose sum with the state is normalised, and an MLP, whose sum with the state is normalised
+too. It is split into P parts, each with the norm that follows it. P = 1 is the whole layer; P = 2 is attention and MLP;
+P = 4 is query and key, value and attention's output, the MLP's first half, and its second half.
 """
 
 import json
@@ -22,7 +22,7 @@ from dropjax.core.errors import InputError
 from dropjax.io.checkpoints import Checkpoint
 
 LAYER = re.compile(r"^(.*encoder\.layer\.)(\d+)\.(.+)$")
-"""Names of a layer's tensors: what stands before the number, the number, and what behind."""
+"""The name of a layer's tensor: its prefix, the layer's number, and the rest."""
 
 QUERY_KEY = ("attention.self.query", "attention.self.key")
 VALUE_OUT = ("attention.self.value", "attention.output.dense", "attention.output.LayerNorm")
@@ -32,7 +32,7 @@ PARTS: dict[int, tuple[tuple[str, ...], ...]] = {
     2: ((*QUERY_KEY, *VALUE_OUT), (*MLP_IN, *MLP_OUT)),
     4: (QUERY_KEY, VALUE_OUT, MLP_IN, MLP_OUT),
 }
-"""For each P, the modules of each part."""
+"""The modules of each part, by P."""
 PART_NAMES = {1: ("layer",), 2: ("attention", "MLP"), 4: ("query and key", "value and output", "MLP in", "MLP out")}
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -42,22 +42,22 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-"""Activations of the MLP, by the names in `config.json`."""
+"""The MLP's activations by their names in `config.json`."""
 
 Part = dict[str, dict[str, Float[Array, "..."]]]
 
 
 class State(NamedTuple):
-    """What goes from layer to layer."""
+    """The value that each layer takes and returns."""
 
     x: Float[Array, "N T d"]
     mask: Float[Array, "N T"]
-    """1 where there is a token, 0 for padding."""
+    """1 for a token, 0 for padding."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a checkpoint's tensors do not say, from the `config.json` beside it."""
+    """Settings that the tensors do not show, from the `config.json` beside the checkpoint."""
 
     heads: int
     activation: str = "gelu"
@@ -66,17 +66,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Encoder:
-    """The layers of an encoder, and where they are in its checkpoint."""
+    """The layers of an encoder, and their names in its checkpoint."""
 
     checkpoint: Checkpoint
     prefix: str
-    """Start of the layers' names, up to the number."""
+    """The beginning of the layers' names, up to the number."""
     numbers: tuple[int, ...]
     """The layers' numbers in the checkpoint, from the first to the last."""
     settings: Settings
 
     def parts(self, kinds: int) -> tuple[dict[str, dict[str, Float32[np.ndarray, "L ..."]]], ...]:
-        """P = `kinds` kinds of parts, their arrays with a leading axis of layers. Raises `InputError`."""
+        """The arrays of P = `kinds` kinds of parts, each with a leading axis of layers. Raises `InputError`."""
         return tuple({module: self._module(module) for module in modules} for modules in PARTS[kinds])
 
     def _module(self, module: str) -> dict[str, Float32[np.ndarray, "L ..."]]:
@@ -97,16 +97,16 @@ class Encoder:
         return found
 
     def block(self, parts: Sequence[Part], state: State) -> State:
-        """One layer, of parts of any P."""
+        """One layer from its parts, whatever P is."""
         p = {name: module for part in parts for name, module in part.items()}
         return State(self.mlp(p, self.attention(p, state).x), state.mask)
 
     def hidden_states(self, parts: Sequence[Part], x: Float[Array, "N T d"]) -> Float[Array, "N T d"]:
-        """One layer, for rows without padding."""
+        """One layer on rows without padding."""
         return self.block(parts, State(x, jnp.ones(x.shape[:2]))).x
 
     def attention(self, p: Part, state: State) -> State:
-        """The state behind attention, its sum with the state normalised."""
+        """The normalised sum of the state and attention's output."""
         x, mask = state
         rows, length, width = x.shape
         heads = self.settings.heads
@@ -120,7 +120,7 @@ class Encoder:
         return State(self._norm(x + _linear(mixed, p["attention.output.dense"]), p["attention.output.LayerNorm"]), mask)
 
     def mlp(self, p: Part, x: Float[Array, "N T d"]) -> Float[Array, "N T d"]:
-        """The state behind the MLP, its sum with the state normalised."""
+        """The normalised sum of the state and the MLP's output."""
         hidden = ACTIVATIONS[self.settings.activation](_linear(x, p["intermediate.dense"]))
         return self._norm(x + _linear(hidden, p["output.dense"]), p["output.LayerNorm"])
 
@@ -129,7 +129,7 @@ class Encoder:
         return apart / jnp.sqrt(x.var(-1, keepdims=True) + self.settings.epsilon) * p["weight"] + p["bias"]
 
     def embedded(self, tokens: Int[np.ndarray, "N T"]) -> Float[Array, "N T d"]:
-        """The state before the first layer, by the checkpoint's own embeddings. Raises `InputError` where it has none."""
+        """The state that the checkpoint's own embeddings give the first layer. Raises `InputError` if it has none."""
         names = {name: self._embedding(name) for name in ("word_embeddings.weight", "position_embeddings.weight")}
         words, places = names.values()
         x = words[tokens] + places[: tokens.shape[1]]
@@ -140,7 +140,7 @@ class Encoder:
         return self._norm(jnp.asarray(x), jax.tree.map(jnp.asarray, norm))
 
     def vocabulary(self) -> int:
-        """Number of tokens that it knows."""
+        """The number of tokens in the vocabulary."""
         return len(self._embedding("word_embeddings.weight"))
 
     def _embedding(self, name: str) -> Float32[np.ndarray, "..."]:
@@ -152,7 +152,7 @@ class Encoder:
         return self.checkpoint.read(full)
 
     def renamed(self, arrangement: Int[np.ndarray, "L P"]) -> Mapping[str, str]:
-        """New names of the layers' tensors, by their old ones: those that put the layers in this order."""
+        """The new name of each layer's tensor by its old one, such that the layers are named in this order."""
         kinds = arrangement.shape[1]
         of_module = {module: p for p, modules in enumerate(PARTS[kinds]) for module in modules}
         names = {}
@@ -169,7 +169,7 @@ def _linear(x: Float[Array, "... i"], p: dict[str, Float[Array, "..."]]) -> Floa
 
 
 def find_encoder(checkpoint: Checkpoint, heads: int | None = None) -> Encoder:
-    """The encoder in a checkpoint; `heads` where no `config.json` beside it says how many. Raises `InputError`."""
+    """The encoder in a checkpoint. `heads` is needed if no `config.json` beside it gives it. Raises `InputError`."""
     found: dict[str, set[int]] = {}
     for name in checkpoint.shapes:
         if match := LAYER.match(name):
@@ -205,7 +205,7 @@ def _settings(checkpoint: Checkpoint, heads: int | None) -> Settings:
 
 
 def read_recorded(path: Path, keys: Sequence[str], optional: bool = False) -> Float32[np.ndarray, "..."] | None:
-    """The tensor under the first of these keys that a .safetensors file has, as float32. Raises `InputError`."""
+    """The tensor under the first of these keys that is in a .safetensors file, as float32. Raises `InputError`."""
     try:
         with safe_open(path, "numpy") as file:
             name = next((key for key in keys if key in file.keys()), None)  # noqa: SIM118  # no mapping

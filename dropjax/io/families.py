@@ -1,7 +1,8 @@
-"""Which of a checkpoint's matrices are halves of MLPs: by the names that public models give them, or else by their shapes.
+"""Finding the halves of MLPs in a checkpoint: by the names that public models give them, or else by their shapes.
 
-Three facts make an input half [h, d] of a stored matrix: whether it comes first, how it is stored ([out, in] or [in, out]),
-and which of its lengths is d. Any two tell the third. Names tell the first, biases and normalisations the others.
+To read a stored matrix as a half, three facts are needed: whether it is an input half, whether it is stored [out, in] or
+[in, out], and which of its lengths is d. Any two give the third. Names tell the first; biases and normalisations tell the
+others.
 """
 
 import re
@@ -13,18 +14,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Family(NamedTuple):
-    """How one family of models calls the halves of an MLP: regular expressions for the last words of a name."""
+    """The names that one family of models gives the halves of an MLP: regular expressions for the last words of a name."""
 
     up: str
-    """The input half; of gated MLPs the one that the gate multiplies; of fused ones both in one matrix."""
+    """The input half. In a gated MLP it is the one that the gate multiplies; in a fused one, the matrix that holds both."""
     out: str = ""
-    """The output half. Empty: `up` names both, and the higher number is the output half."""
+    """The output half. If it is empty, `up` names both, and the one with the higher number is the output half."""
     gate: str = ""
-    """The gate, which goes through the activation; empty where there is none."""
+    """The gate, which goes through the activation; empty if there is none."""
     within: str = ""
-    """What the names have to stand in."""
+    """The module that the names must be in."""
     told: bool = True
-    """Whether the names tell which half comes first. Where they do not, biases or normalisations have to say the same."""
+    """Whether the names tell which half comes first. If they do not, biases or normalisations must confirm it."""
     gate_second: bool = False
     """Whether the gate is the second part of a fused matrix, as in diffusers' GEGLU."""
 
@@ -33,13 +34,13 @@ MLP = (
     r"(?:^|[._])(?:mlp(?:s|_?block)?|ffns?|ffw|ffm|ff|feed_?forward|moe|(?:shared_)?experts?|denserelu\w*)"
     r"\d*(?:[._]\d+)*(?:[._]|$)"
 )
-"""What a part of a name looks like that holds an MLP."""
+"""The part of a name that stands for an MLP, as a regular expression."""
 _DOWN, _UP = (f"(?:adapter_)?{way}(?:_proj(?:ect)?|_project|_linear)?" for way in ("down", "up"))
 FAMILIES = (
     Family(_DOWN, _UP, within="adapt|bottleneck"),  # adapters: d → h → d with h < d
     Family("up_proj", "down_proj", "gate_proj"),  # Llama, Mistral, Qwen, Gemma, DeepSeek
     Family("w3", "w2", "w1"),  # Llama as published, Mixtral
-    Family("w2", "w3", "w1"),  # EVA-02; told from the one above by the shapes
+    Family("w2", "w3", "w1"),  # EVA-02; its shapes distinguish it from the one above
     Family("wi_1", "wo", "wi_0"),  # T5 1.1
     Family("fc_2", "proj", "fc_1"),  # LitGPT
     Family("fc1_x", "fc2", "fc1_g"),  # timm's SwiGLU
@@ -63,24 +64,24 @@ FAMILIES = (
     Family(r"\d+(?:\.(?:0|proj))?"),  # x-transformers
     Family(_DOWN, _UP, told=False),  # adapters, or MLPs
 )
-"""The families, those that tell more first: a matrix goes to the first in which it and its partners fit."""
+"""The families, the most specific first: a matrix belongs to the first one in which it and its partners fit."""
 ADAPTERS = r"(?:^|[._])(?:lora|loha|lokr|hada|ia3|dora|oft|boft)(?:[._]|$)"
-"""Low-rank and other changes to another matrix."""
+"""Names of low-rank and other changes to another matrix."""
 ATTENTION = r"(?:^|[._])(?:\w*att(?:n|entions?)?|mha)\d*(?:_(?!layers|blocks)|\.|$)"
-"""What a part of a name looks like that holds attention alone: the layers of `attn_layers` hold MLPs as well."""
+"""The part of a name that stands for attention alone. (Layers in `attn_layers` have MLPs as well.)"""
 PROJECTIONS = (
     r"(?:to_)?(?:[qkv]|qk|kv|qkv|w[qkv]|Wqkv)(?:_[ab])?(?:_proj\w*|_lin|_linear)?|o_proj|to_out(?:\.0)?|in_proj_weight"
     r"|query(?:_key_value)?|key|value|c_attn|proj_qkv|(?:query|key|value)_(?:proj|layer)"
 )
-"""Last words of what attention projects with, outside of MLPs."""
+"""Last words of the names of attention's projections."""
 MIXERS = "in_proj|out_proj|dt_proj|x_proj"
-"""Last words of the projections of attention, state spaces and convolutions, outside of MLPs."""
+"""Last words of the names of projections of attention, state spaces and convolutions."""
 NORMS = r"norm|(?:^|[._/])ln(?:[._/\d]|$)"
-"""What is in the names of normalisations."""
+"""Words in the names of normalisations."""
 LONGEST = 300
-"""Characters at the end of a name that tell what it is: names may be of any length, and made to be slow to look through."""
+"""The number of characters at the end of a name that are looked at, because a long name can be made slow to match."""
 GATES = re.compile(r"(^|[._])(gate\w*|w1|wi_0|wg)$")
-"""Names of the gate among twice as many input halves as output halves that only shapes tell."""
+"""Names of the gate, for MLPs that are found by shapes and have twice as many input halves as output halves."""
 
 
 class Mlp(NamedTuple):
@@ -90,13 +91,13 @@ class Mlp(NamedTuple):
     out: str
     gate: str
     told: str
-    """What tells which half comes first."""
+    """The evidence of which half comes first."""
     layout: str
-    """What tells how the matrices are stored; empty: nothing does."""
+    """The evidence of how the matrices are stored; empty if there is none."""
     transposed: bool
     """Whether they are stored [in, out]."""
     known: bool = True
-    """Whether `told` does tell, or is a guess."""
+    """Whether `told` is evidence rather than a guess."""
     fused: bool = False
     gate_second: bool = False
 
@@ -110,23 +111,23 @@ class Found(NamedTuple):
 
     @property
     def words(self) -> str:
-        """How many, and what they are called."""
+        """The number of MLPs, and the names of one."""
         return f"{len(self.mlps)} like {self.mlps[0].up} with {self.mlps[0].out}"
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:
-    """A key that sorts layer 10 behind layer 9: numbers by their length first, for they may be longer than `int` takes."""
+    """A key that sorts layer 10 after layer 9. It compares numbers by their length first: they may be too long for `int`."""
     words = re.split(r"0*([0-9]+)", name)
     return [(k % 2 == 1, len(word) if k % 2 else 0, word) for k, word in enumerate(words)]
 
 
 def stem(name: str) -> str:
-    """The layer's name: without `weight` or `kernel`, its words separated by dots."""
+    """The layer's name without `weight` or `kernel`, its words separated by dots."""
     return re.sub(r"(?:^|\.)(?:weight|kernel|weight_packed)$", "", name.replace("/", ".").removesuffix(".qweight"))
 
 
 def reason_to_skip(name: str) -> str:
-    """What the matrix is by its name, which is not half of an MLP; empty: it may be."""
+    """What the matrix is by its name, if it is no half of an MLP; else empty."""
     words = stem(name)[-LONGEST:]
     if re.search(ADAPTERS, words, re.IGNORECASE):
         return "of adapters"
@@ -142,21 +143,21 @@ def _overlapping(pattern: str, text: str) -> Iterator[re.Match[str]]:
 
 
 class Evidence(NamedTuple):
-    """A checkpoint's shapes, and what its vectors say about its matrices."""
+    """A checkpoint's shapes, and what its vectors show about its matrices."""
 
     shapes: Shapes
     norms: frozenset[int]
     """Lengths of normalisations, which are d in most networks."""
     transposed: bool | None = None
-    """What the user says of all matrices."""
+    """How the user says that all matrices are stored."""
 
     def width(self, shape: Sequence[int]) -> int | None:
-        """Which of a matrix's two lengths is d, as normalisations say."""
+        """The axis of a matrix whose length is d, by the lengths of normalisations."""
         known = set(shape) & self.norms
         return known.pop() if len(known) == 1 and len(set(shape)) == 2 else None
 
     def stored(self, names: Sequence[str]) -> tuple[bool | None, str]:
-        """Whether matrices are stored [in, out], and what tells: a bias has one number for each output."""
+        """Whether matrices are stored [in, out], and the evidence: a bias has one number for each output."""
         if self.transposed is not None:
             return self.transposed, "--transposed" if self.transposed else "--no-transposed"
         says = set()
@@ -171,7 +172,7 @@ class Evidence(NamedTuple):
 
 
 def evidence(shapes: Shapes, transposed: bool | None) -> Evidence:
-    """What the checkpoint's vectors say."""
+    """What the checkpoint's vectors show."""
     vectors = {name: shape[0] for name, shape in shapes.items() if len(shape) == 1}
     return Evidence(shapes, frozenset(n for name, n in vectors.items() if re.search(NORMS, name, re.IGNORECASE)), transposed)
 
@@ -180,7 +181,7 @@ def evidence(shapes: Shapes, transposed: bool | None) -> Evidence:
 
 
 def by_name(names: Sequence[str], seen: Evidence) -> list[Found]:
-    """The MLPs that names tell, most first."""
+    """The MLPs found by names, the most numerous kind first."""
     left, mlps = {name: stem(name) for name in sorted(names, key=natural)}, []
     for family in FAMILIES:
         for up, out, gate in _members(family, left):
@@ -193,7 +194,7 @@ def by_name(names: Sequence[str], seen: Evidence) -> list[Found]:
 
 
 def _members(family: Family, stems: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Input half, output half and gate (or "") of every place where a family's names are complete."""
+    """The input half, output half and gate (or "") of every module in which a family's names are complete."""
     places: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     roles = {"up": family.up, "out": family.out, "gate": family.gate}
     compiled = {role: re.compile(rf"(?:(.*?)\.)?({words})") for role, words in roles.items() if words}
@@ -212,7 +213,7 @@ def _members(family: Family, stems: Mapping[str, str]) -> list[tuple[str, str, s
 
 
 def is_half(name: str) -> bool:
-    """Whether a matrix is called as some family calls a half of an MLP."""
+    """Whether a matrix has a name that some family gives to a half of an MLP."""
     words = stem(name)
     for family in FAMILIES:
         for role in filter(None, (family.up, family.out, family.gate)):
@@ -228,7 +229,7 @@ def _stands_in(pattern: str, place: str | None) -> bool:
 
 
 def oriented(up: str, out: str, gate: str, family: Family, seen: Evidence) -> Mlp | None:
-    """The MLP of these matrices, or None where their shapes do not fit."""
+    """The MLP of these matrices, or None if their shapes do not fit."""
     (rows, columns), (out_rows, out_columns) = seen.shapes[up], seen.shapes[out]
     if gate and seen.shapes[gate] != (rows, columns):
         return None
@@ -251,9 +252,9 @@ def oriented(up: str, out: str, gate: str, family: Family, seen: Evidence) -> Ml
 
 
 def _bottleneck(down: str, up: str, transposed: bool | None, layout: str, seen: Evidence) -> Mlp:
-    """`down` and `up` where nothing says whether they are an adapter, d → h → d with h < d, or an MLP with h > d.
+    """The MLP of `down` and `up`, which may be an adapter, d → h → d with h < d, or the halves of an MLP with h > d.
 
-    Normalisations tell; without them biases must at least say that `down` is the one with fewer outputs than inputs.
+    Normalisations decide; without them, biases must at least show that `down` has fewer outputs than inputs.
     """
     rows, columns = seen.shapes[down]
     width, named = seen.width((rows, columns)), rows > columns  # `down` has fewer outputs than inputs: so it is stored
@@ -267,7 +268,7 @@ def _bottleneck(down: str, up: str, transposed: bool | None, layout: str, seen: 
 
 
 def pooled(mlps: Sequence[Mlp], shapes: Shapes) -> list[Found]:
-    """MLPs of the same kind, shape and storage together, most first and then largest first."""
+    """The MLPs grouped by kind, shape and storage; the most numerous group first, and of equal ones the largest."""
     pools: dict[tuple, list[Mlp]] = defaultdict(list)
     for mlp in mlps:
         rows, columns = shapes[mlp.out]
@@ -283,9 +284,10 @@ def pooled(mlps: Sequence[Mlp], shapes: Shapes) -> list[Found]:
 
 
 def by_shape(names: Sequence[str], seen: Evidence) -> list[Found]:
-    """Equally many matrices [h, d] and [d, h], at least 2 of each, or [2h, d] and [d, h], where names tell nothing.
+    """The MLPs found by shapes alone: as many matrices [h, d] or [2h, d] as [d, h], and at least 2 of each.
 
-    h is taken to be larger than d unless normalisations say otherwise. The n-th of one and of the other need not be a pair.
+    h is taken to be larger than d unless normalisations show otherwise. The n-th input half and the n-th output half need
+    not be a pair.
     """
     shapes: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name in sorted(names, key=natural):
@@ -325,6 +327,6 @@ def _untold(tall: Sequence[str], wide: Sequence[str], seen: Evidence) -> list[Ml
 
 
 def shapes_in_words(names: Sequence[str], shapes: Shapes) -> str:
-    """How many matrices there are of each shape, the first few."""
+    """The number of matrices of each shape, for the first few shapes."""
     counts = Counter(shapes[name] for name in names)
     return ", ".join(f"{count} of {list(shape)}" for shape, count in list(counts.items())[:4])

@@ -1,4 +1,4 @@
-"""Puzzle folders, as published and in their dialects."""
+"""Puzzle folders: the published form and its variants."""
 
 import hashlib
 import re
@@ -21,17 +21,17 @@ TABLE = "historical_data.csv"
 
 
 TABLES = (TABLE, f"{TABLE}.gz", *(f"historical_data.{end}" for end in ("parquet", "feather", "xlsx")))
-"""A puzzle folder's table is the first of these that is there."""
+"""Names of a puzzle folder's table; the first one that exists is read."""
 
 
 LAYERS = (".pth", ".pt", ".safetensors")
-"""Ends of the name of a file that holds all layers."""
+"""Suffixes of a file that holds all layers."""
 
 
 def read_folder(folder: str | Path, roles: Mapping[int, str] | None = None) -> Puzzle:
-    """The puzzle in a folder as published; its casts are told in `notes`. Raises `InputError`.
+    """The puzzle in a folder; its `notes` say what was cast to float32. Raises `InputError`.
 
-    In place of `pieces/piece_<n>.pth` one .pth or .safetensors file may hold all layers, as `piece_<n>.weight` and
+    Instead of `pieces/piece_<n>.pth`, one .pth or .safetensors file may hold all layers, as `piece_<n>.weight` and
     `piece_<n>.bias`; the table may be gzip (`historical_data.csv.gz`), Parquet (`historical_data.parquet`), Feather
     (`historical_data.feather`) or Excel (`historical_data.xlsx`).
     """
@@ -64,7 +64,7 @@ def read_folder(folder: str | Path, roles: Mapping[int, str] | None = None) -> P
 
 
 def _whole_path(folder: Path) -> Path | None:
-    """The one file with all layers that lies in a folder without piece files."""
+    """The file with all layers in a folder without piece files."""
     places = [place for place in (folder / "pieces", folder) if place.is_dir()]
     found = [path for place in places for path in sorted(place.iterdir()) if path.suffix in LAYERS and path.name[0] != "."]
     if len(found) > 1:
@@ -74,7 +74,7 @@ def _whole_path(folder: Path) -> Path | None:
 
 
 def _layers(path: Path) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float32] | None, str | None, str]]:
-    """Weight, bias, note and origin of each layer in one file, by number."""
+    """The weight, bias, note and origin of each layer in one file, by number."""
     checkpoint = open_checkpoint(path)
     numbers: dict[int, str] = {}
     for name in checkpoint.types:
@@ -101,9 +101,9 @@ def _layers(path: Path) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float
 
 
 def write_folder(puzzle: Puzzle, folder: str | Path) -> None:
-    """The puzzle as a folder that `read_folder` reads back bit for bit. `folder` may exist only if it is empty.
+    """Write the puzzle as a folder that `read_folder` reads back bit for bit. `folder` may exist only if it is empty.
 
-    Raises `InputError` where it cannot be written, or PyTorch is missing.
+    Raises `InputError` if it cannot be written or PyTorch is missing.
     """
     folder = Path(folder)
 
@@ -125,7 +125,7 @@ def write_folder(puzzle: Puzzle, folder: str | Path) -> None:
 
 
 def _piece_paths(folder: Path) -> dict[int, Path]:
-    """Piece files by number; whatever else lies there is not ours."""
+    """The piece files by number. Other files are ignored."""
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if match := re.fullmatch(r"piece_([0-9]{1,9})\.pth", path.name):

@@ -1,7 +1,7 @@
 """Input and output halves of the MLPs in other people's checkpoints, read a few hidden units at a time.
 
-Names tell which half of which layer a tensor is (`families`); pairing never looks at them. They select the halves, and
-afterwards they can say whether the pairs are right (`true_partners`).
+Names select the halves (`families`), and afterwards they can tell whether the pairs are right (`true_partners`). The pairing
+itself never looks at them.
 """
 
 import re
@@ -22,16 +22,16 @@ from dropjax.io.selection import Account, distinct, left_out
 
 @dataclass(frozen=True)
 class Side:
-    """One kind of half, as its tensors hold it: `units` are rows of [h, d], or columns of [d, h] where `transposed`."""
+    """One kind of half as its tensors store it: `units` are rows of [h, d], or columns of [d, h] if `transposed`."""
 
     names: tuple[str, ...]
     transposed: bool
     offset: int = 0
-    """First of the tensor's rows (or columns) that are ours: fused gates hold two halves in one tensor."""
+    """The first row (or column) of the half in its tensor. A fused gate has two halves in one tensor."""
     gains: tuple[str, ...] = ()
-    """Normalisation gains to fold in, one tensor [d] for each half."""
+    """Names of the normalisation gains to fold in, one tensor [d] for each half."""
     label: str = ""
-    """What to add to the names where one tensor holds two halves."""
+    """The suffix that distinguishes two halves in one tensor."""
 
     def reordered(self, order: Int[np.ndarray, " L"]) -> "Side":
         """These halves in another order."""
@@ -47,7 +47,7 @@ class Side:
 
 @dataclass(frozen=True)
 class CheckpointHalves:
-    """Two kinds of halves of the same MLPs, as `pairing.evidence.Halves`: usually W_in and W_out, or gate and up."""
+    """Two kinds of halves of the same MLPs, usually W_in and W_out, or gate and up; a `pairing.evidence.Halves`."""
 
     checkpoint: Checkpoint
     ours: Side
@@ -61,7 +61,7 @@ class CheckpointHalves:
         return len(self.ours.names), self.hidden, self.width
 
     def units(self, start: int, stop: int) -> tuple[Float[np.ndarray, "L s d"], Float[np.ndarray, "L s d"]]:
-        """Hidden units `start` to `stop` of every half, read now. Raises `InputError`."""
+        """Read hidden units `start` to `stop` of every half. Raises `InputError`."""
         ours, theirs = (self._side(side, start, stop) for side in (self.ours, self.theirs))
         return ours, theirs
 
@@ -84,9 +84,9 @@ class Mlps:
     hidden: int
     width: int
     sides: Mapping[str, Side] = field(default_factory=dict)
-    """`in` and `out`; of gated MLPs `gate`, `up` and `out`."""
+    """`in` and `out`; in gated MLPs `gate`, `up` and `out`."""
     others: tuple[str, ...] = ()
-    """Other MLPs that are there, in words."""
+    """Descriptions of the other MLPs in the checkpoint."""
     account: Account = field(default_factory=Account)
 
     def halves(self, ours: str, theirs: str) -> CheckpointHalves:
@@ -95,12 +95,12 @@ class Mlps:
 
     @property
     def first(self) -> str:
-        """The side that output halves are paired with first."""
+        """The name of the side that output halves are paired with first."""
         return "in" if "in" in self.sides else "up"
 
     @property
     def depth(self) -> int:
-        """How many MLPs there are."""
+        """The number of MLPs."""
         return len(self.sides["out"].names)
 
     @property
@@ -117,12 +117,13 @@ def find_halves(
     transposed: bool | None = None,
     gains: str | None = None,
 ) -> Mlps:
-    """The halves whose names match the patterns `ins`, `outs` (and, of gated MLPs, `gates`), or that are the most numerous.
+    """The halves whose names match the patterns `ins`, `outs` and, in gated MLPs, `gates`, or else the most numerous.
 
-    Without patterns names tell (`families.FAMILIES`), or else shapes: the commonest two [h, d] and [d, h], at least two of
-    each; twice as many of the first, or [2h, d], are gated MLPs. `transposed` weights are stored [in, out], as GPT-2's
-    Conv1D and Flax do; None: told by biases, names and normalisations. `gains` names the normalisations before the input
-    halves, to be folded into them. Averaged copies of other halves are left out. Raises `InputError`.
+    Without patterns, halves are found by names (`families.FAMILIES`), or else by shapes: the commonest two shapes [h, d] and
+    [d, h], at least two matrices of each. Twice as many of the first, or [2h, d], make gated MLPs. `transposed` weights are
+    stored [in, out], as in GPT-2's Conv1D and in Flax; if it is None, biases, names and normalisations decide. `gains` names
+    the normalisations before the input halves, whose gains are folded into them. Averaged copies of other halves are left
+    out. Raises `InputError`.
     """
     path, seen = checkpoint.path, families.evidence(checkpoint.shapes, transposed)
     scales = {scale.name for scale in checkpoint.scales.values()}
@@ -141,7 +142,7 @@ def find_halves(
 
 
 def _recognised(checkpoint: Checkpoint, matrices: Sequence[str], seen: Evidence) -> Mlps:
-    """The most numerous MLPs that names tell, or else shapes."""
+    """The most numerous MLPs found by names, or else by shapes."""
     possible = [name for name in matrices if not families.reason_to_skip(name)]
     named = families.by_name(possible, seen)
     pools = [pool for pool in named if len(pool.mlps) >= 2]
@@ -190,7 +191,7 @@ def _sides(mlps: Sequence[Mlp], hidden: int) -> dict[str, Side]:
 
 
 def _nothing(checkpoint: Checkpoint, matrices: Sequence[str], possible: Sequence[str], named: Sequence[Found]) -> str:
-    """What was there in place of MLPs."""
+    """The message about a checkpoint without MLPs, which says what it has instead."""
     skipped = Counter(filter(None, map(families.reason_to_skip, matrices)))
     got = [families.shapes_in_words(possible, checkpoint.shapes)] if possible else []
     got += [f"{count} {reason}" for reason, count in skipped.items()]
@@ -267,7 +268,7 @@ def _matching(checkpoint: Checkpoint, matrices: Sequence[str], option: str, patt
 
 
 def _folded(mlps: Mlps, pattern: str) -> Mlps:
-    """The MLPs with the gains of those names folded into their input halves."""
+    """The MLPs with the gains that match this pattern folded into their input halves."""
     path, shapes = mlps.checkpoint.path, mlps.checkpoint.shapes
     gains = [name for name, shape in shapes.items() if shape == (mlps.width,) and fnmatchcase(name, pattern)]
     if not gains:
@@ -283,7 +284,7 @@ def _folded(mlps: Mlps, pattern: str) -> Mlps:
 
 
 def true_partners(names: Sequence[str], others: Sequence[str]) -> list[int] | None:
-    """Which of `others` stands in the same layer as each of `names`, by the longest common beginning; None if unclear."""
+    """For each of `names`, the index in `others` with the longest common prefix; None if that is ambiguous."""
 
     def common(a: str, b: str) -> int:
         parts = list(zip(re.split("[./]", a), re.split("[./]", b), strict=False))

@@ -1,4 +1,4 @@
-"""Puzzles from wherever they are: a folder, a converted file, the package itself."""
+"""Loading puzzles from a folder, a converted file, or the package itself."""
 
 from collections.abc import Mapping
 from importlib import resources
@@ -14,7 +14,7 @@ from dropjax.io.folders import read_folder
 def load(path: str | Path, roles: Mapping[int, str] | None = None) -> Puzzle:
     """The puzzle in a folder (`pieces/piece_<n>.pth`, `historical_data.csv`) or in a converted `.safetensors` file.
 
-    `roles` ("in", "out" or "last" by piece number) is needed only where shapes cannot tell the pieces apart. Raises
+    `roles` ("in", "out" or "last" by piece number) is needed only if shapes cannot tell the pieces apart. Raises
     `InputError`.
     """
     path = Path(path)

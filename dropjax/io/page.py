@@ -1,4 +1,4 @@
-"""Pages: HTML that needs nothing beside itself. Every number on a page is looked up in the record that is saved with it."""
+"""Self-contained HTML pages. Every number on a page is looked up in the record that is saved with it."""
 
 import base64
 import hashlib
@@ -57,33 +57,33 @@ SHELL = """<!doctype html>
 
 
 class Drawn(NamedTuple):
-    """A figure as the page has it."""
+    """A figure drawn for a page."""
 
     wide: bytes
     """SVG."""
     narrow: bytes
-    """SVG for a phone."""
+    """SVG for a phone's width."""
     alt: str
 
 
 class Columns(NamedTuple):
-    """A table of the page: the list at `path` in the record, one row for each entry."""
+    """A table on the page, with a row for each entry of the list at `path` in the record."""
 
     path: str
     caption: str
     columns: Sequence[tuple[str, str, str]]
-    """(heading, path within the entry, format)."""
+    """Each column as (heading, path within the entry, format)."""
 
 
 def look_up(record: Any, path: str) -> Any:
-    """The entry at `path`, keys and indices separated by dots."""
+    """The entry at `path`: keys and indices separated by dots."""
     for key in path.split("."):
         record = record[int(key)] if isinstance(record, list | tuple) else record[key]
     return record
 
 
 def shown(value: Any, form: str = "") -> str:
-    """A value as people read it."""
+    """The value formatted for reading."""
     if value is None:
         return "—"
     if isinstance(value, bool):
@@ -97,18 +97,18 @@ def shown(value: Any, form: str = "") -> str:
 
 
 def number(record: Any, path: str, form: str = "") -> str:
-    """The entry at `path`, marked up with its path and full value."""
+    """HTML for the entry at `path`, which also holds its path and full value."""
     value = look_up(record, path)
     return f'<data data-path="{escape(path)}" value="{escape(str(value))}">{shown(value, form)}</data>'
 
 
 def filled(text: str, record: Any) -> str:
-    """`text` with each {path} or {path:format} replaced by the number there."""
+    """`text` with each {path} or {path:format} replaced by the number at that path."""
     return re.sub(r"\{([\w.]+)(?::([^}]+))?\}", lambda m: number(record, m[1], m[2] or ""), text)
 
 
 def scrolling(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """A table of HTML cells that scrolls sideways by itself where it is wider than the page."""
+    """A table of HTML cells, which scrolls sideways if it is wider than the page."""
     heads = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     caption = f"<caption>{escape(caption)}</caption>" if caption else ""
@@ -126,7 +126,7 @@ def table(record: Any, columns: Columns) -> str:
 
 
 def picture(drawn: Drawn) -> str:
-    """A figure in two layouts, inlined."""
+    """HTML with the figure's two layouts inlined."""
     wide, narrow = (f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for svg in (drawn.wide, drawn.narrow))
     return (
         f'<figure><picture><source media="(max-width: 600px)" srcset="{narrow}">'
@@ -137,14 +137,14 @@ def picture(drawn: Drawn) -> str:
 def render(
     template: str, title: str, record: Mapping[str, Any], drawn: Mapping[str, Drawn], unfinished: bool = False
 ) -> str:
-    """The whole page from a template: HTML with numbers as {path} or {path:format}, and, each on a line of its own,
+    """The page that a template makes: HTML with numbers as {path} or {path:format} and, each on its own line,
 
     {{figure NAME}}
     {{table PATH | caption | heading = key:format | …}}
-    {{if PATH}} … {{end}} and {{unless PATH}} … {{end}}, kept where the record has something at PATH that is neither false, 0
-    nor empty, or where it has not.
+    {{if PATH}} … {{end}} and {{unless PATH}} … {{end}}, kept if the entry at PATH is present and is neither false, 0 nor
+    empty, and if it is not.
 
-    Of an `unfinished` record, sections with numbers that are not there yet are left out, and so are such figures.
+    If the record is `unfinished`, sections and figures whose numbers are not there yet are left out.
     """
 
     def kept(match: re.Match) -> str:
@@ -168,7 +168,7 @@ def render(
     text = re.sub("<h2>(.*?)</h2>", lambda m: f'<h2 id="s{headings.index(m[1])}">{m[1]}</h2>', text)
     links = " ".join(f'<a href="#s{k}">{heading}</a>' for k, heading in enumerate(headings))
     text = text.replace("<nav></nav>", f"<nav>{links}</nav>").replace("{title}", escape(title))
-    # Figures and tables are put in last: what is in them must not be taken for a number's path.
+    # Figures and tables are inserted last, so that nothing in them is taken for the path of a number.
     pieces = re.split(r"(\{\{.*?\}\})", text)
     body = [
         re.sub(r"\{\{(\w+) (.*)\}\}", placed, piece) if piece.startswith("{{") else filled(piece, record) for piece in pieces
@@ -177,7 +177,7 @@ def render(
 
 
 def _ready(text: str, record: Mapping[str, Any], drawn: Mapping[str, Drawn]) -> str:
-    """The sections of a template that have all their numbers, with the figures that there are."""
+    """The sections of a template whose numbers are all there, with the figures that are drawn."""
 
     def there(path: str) -> bool:
         try:
@@ -199,7 +199,7 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def shell(title: str, body: str, script: str = "") -> str:
-    """A page around its body; a script runs behind it, and no other can."""
+    """A whole page around this body. Only the given script can run on it."""
     policy = ""
     if script:
         policy = f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

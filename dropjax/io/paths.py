@@ -1,7 +1,7 @@
-"""Paths beside MLPs in other people's checkpoints: what every one of them is read as.
+"""Paths other than MLPs in other people's checkpoints: the form in which all of them are read.
 
-`attention` and `convolutions` tell which tensors they are. Here is what all have in common: a part of a path is a set of
-rows (or columns) of one tensor for each layer, and how a tensor is stored may have to be tried.
+`attention` and `convolutions` find their tensors. A part of a path is a set of rows (or columns) of one tensor for each
+layer. If nothing shows how the tensors are stored, each way is tried.
 """
 
 import math
@@ -18,13 +18,13 @@ from dropjax.io.selection import LOOK, LOOKED, Apart, Twin, apart, cosines
 
 
 class Part(NamedTuple):
-    """One part of every path of a kind: hidden unit k is row `rows[k]` of a tensor, or that column where `transposed`."""
+    """One part of every path of a kind: hidden unit k is row `rows[k]` of a tensor, or that column if `transposed`."""
 
     names: tuple[str, ...]
     transposed: bool
     rows: Int[np.ndarray, " h"]
     label: str = ""
-    """What to add to the names where one tensor holds several parts."""
+    """The suffix that distinguishes several parts in one tensor."""
 
     def reordered(self, order: Int[np.ndarray, " L"]) -> "Part":
         """These parts in another order."""
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class PathHalves:
-    """Two parts of the same paths, as `pairing.evidence.Halves`."""
+    """Two parts of the same paths; a `pairing.evidence.Halves`."""
 
     checkpoint: Checkpoint
     ours: Part
@@ -46,7 +46,7 @@ class PathHalves:
         return len(self.ours.names), len(self.ours.rows), self.width
 
     def units(self, start: int, stop: int) -> tuple[Float[np.ndarray, "L s d"], Float[np.ndarray, "L s d"]]:
-        """Hidden units `start` to `stop` of every part, read now. Raises `InputError`."""
+        """Read hidden units `start` to `stop` of every part. Raises `InputError`."""
         ours, theirs = (self._part(part, part.rows[start:stop]) for part in (self.ours, self.theirs))
         return ours, theirs
 
@@ -67,7 +67,7 @@ class Reading(NamedTuple):
     ours: Part
     theirs: Part
     words: str
-    """What this reading takes for granted."""
+    """The layout that this reading assumes."""
 
 
 @dataclass(frozen=True)
@@ -78,54 +78,55 @@ class Paths:
     checkpoint: Checkpoint
     width: int
     readings: tuple[Reading, ...] = ()
-    """Where nothing tells how the tensors are stored, every way: the best of them is taken, as the verdict allows for."""
+    """The ways to read the tensors, several if nothing shows how they are stored: the best is used, which the verdict
+    allows for."""
     head: int = 0
-    """Units of a head; 0: unknown, or there are no heads."""
+    """The units of a head; 0 if unknown, or if there are no heads."""
     told: str = "names"
     others: tuple[str, ...] = ()
-    """Other paths of the kind, in words."""
+    """Descriptions of other paths of the kind."""
     incomplete: tuple[str, ...] = ()
-    """Tensors that are called parts of such a path, whose other part is not there or does not fit."""
+    """Tensors with the name of such a part whose other part is missing or does not fit."""
     unreadable: tuple[str, ...] = ()
-    """Tensors called parts of such paths that are not read."""
+    """Tensors with the names of such parts that cannot be read."""
     twins: tuple[Twin, ...] = ()
     alike: tuple[Twin, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property
     def depth(self) -> int:
-        """How many paths there are."""
+        """The number of paths."""
         return len(self.readings[0].ours.names)
 
     @property
     def whole(self) -> bool:
-        """Whether every part that the names tell of was read."""
+        """Whether every part that has such a name was read."""
         return not self.incomplete and not self.unreadable and not self.others
 
     @property
     def limits(self) -> str:
-        """What a verdict about these paths says nothing of, to be written behind it."""
+        """The words to append to a verdict about what it does not cover."""
         missing = {
             "not read": self.unreadable,
             "incomplete": self.incomplete,
             "left out as twins": self.twins,
-            "kinds of other shapes": self.others,
+            "of other shapes": self.others,
         }
         words = [f"{len(names)} {what}" for what, names in missing.items() if names]
-        return f", of those chosen alone ({', '.join(words)})" if words else ""
+        return f", for the chosen ones only ({', '.join(words)})" if words else ""
 
     def halves(self, reading: Reading) -> PathHalves:
         """The parts as one reading has them."""
         return PathHalves(self.checkpoint, reading.ours, reading.theirs, self.width)
 
     def lines(self) -> list[str]:
-        """What is paired and what is not, for people."""
+        """Lines that tell a reader what is paired and what is not."""
         hidden = len(self.readings[0].ours.rows)
         heads = f", heads of {self.head}" if self.head else ""
         stored = " or ".join(reading.words for reading in self.readings)
         lines = [
             f"{self.kind}: {self.depth} paths, d = {self.width:,}, h = {hidden:,}{heads}",
-            f"told by {self.told}; read as {stored}",
+            f"found by {self.told}; read as {stored}",
         ]
         for names, words in (
             (self.unreadable, "not read"),
@@ -134,13 +135,13 @@ class Paths:
         ):
             if names:
                 lines.append(f"{words}: {len(names)}, such as {names[0]}")
-        for twins, words in ((self.twins, "left out as twins"), (self.alike, "chosen though twins")):
+        for twins, words in ((self.twins, "left out as twins"), (self.alike, "kept although twins")):
             if twins:
                 lines.append(f"{words}: {len(twins)}, such as {twins[0].copy} of {twins[0].of} ({twins[0].cosine:.4f})")
         return [*lines, *self.notes]
 
     def record(self) -> dict[str, Any]:
-        """All of it for the JSON."""
+        """The account as JSON holds it."""
         return {
             "paths": self.depth,
             "d": self.width,
@@ -158,18 +159,18 @@ class Paths:
 
 
 def rows(start: int, count: int) -> Int[np.ndarray, " h"]:
-    """`count` rows one after another."""
+    """`count` consecutive rows."""
     return np.arange(start, start + count)
 
 
 def repeated(start: int, count: int, of: int, head: int) -> Int[np.ndarray, " h"]:
-    """`count` rows from `start`, in heads of `head` rows, each head as often as `of` rows in all need: grouped heads."""
+    """`count` rows from `start`, in heads of `head` rows; each head is repeated (grouped heads) to make `of` rows."""
     unit = np.arange(of)
     return start + unit // head // (of // count) * head + unit % head
 
 
 def without_twins(checkpoint: Checkpoint, ours: Sequence[str], theirs: Sequence[str]) -> Apart:
-    """Which places to keep, where others are averaged copies of them: both parts' first rows are nearly the same."""
+    """The places to keep. Others are averaged copies of them: the first rows of both parts are nearly the same."""
 
     def first_rows(names: Sequence[str]) -> Float[np.ndarray, "L L"]:
         numbers = math.prod(checkpoint.shapes[names[0]][1:])
@@ -180,9 +181,9 @@ def without_twins(checkpoint: Checkpoint, ours: Sequence[str], theirs: Sequence[
 
 
 def stored(names: Sequence[str], seen: Evidence) -> tuple[bool | None, str]:
-    """Whether matrices of the same layout are stored [in, out], and what tells; None where nothing does.
+    """Whether matrices of the same layout are stored [in, out], and the evidence for it; None if there is none.
 
-    What is called `….weight` is a layer's own matrix, and stored [out, in] unless something says otherwise.
+    A tensor named `….weight` is a layer's own matrix, which is stored [out, in] unless something shows otherwise.
     """
     transposed, told = seen.stored(names)
     if transposed is None:

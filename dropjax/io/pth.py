@@ -1,9 +1,9 @@
-"""`torch.save`'s archives, read without PyTorch: a zip of raw numbers and a small pickle that says what they are.
+"""Reading archives of `torch.save` without PyTorch: a zip of raw numbers and a small pickle that says what they are.
 
-In the format of PyTorch 1.6 and later (torch/serialization.py, torch/_utils.py) a record `data/<key>` holds a storage as it
-lay in memory; in the pickle `data.pkl` a tensor is a call of `torch._utils._rebuild_tensor_v2` with a storage's key, an
-offset, sizes and strides. Nothing is unpickled: a few operations that build containers and tensors are interpreted, and
-nothing is ever called. Python's own unpickler takes memory without bound for some pickles and crashes on others.
+In the format of PyTorch 1.6 and later (torch/serialization.py, torch/_utils.py) a record `data/<key>` holds the bytes of a
+storage. In the pickle `data.pkl`, a tensor is a call of `torch._utils._rebuild_tensor_v2` with the key of a storage, an
+offset, sizes and strides. Nothing is unpickled and nothing is ever called: only the few operations that build containers
+and tensors are interpreted. Python's own unpickler takes unbounded memory for some pickles and crashes on others.
 """
 
 import itertools
@@ -30,32 +30,32 @@ STORAGES = {
     **{"ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "uint8"},
     **{"ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128"},
 }
-"""PyTorch's names of storages, and what they hold."""
+"""PyTorch's names of storages, and the types that they hold."""
 NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
-"""Types that NumPy knows through ml_dtypes."""
+"""Types that ml_dtypes adds to NumPy."""
 DTYPES = {name: np.dtype(name) for name in {*STORAGES.values(), "uint16", "uint32", "uint64"} - {"bfloat16"}}
 DTYPES |= {name: np.dtype(getattr(ml_dtypes, name)) for name in NARROW}
 REBUILT = {"torch._utils._rebuild_tensor_v2": 6, "torch._utils._rebuild_tensor_v3": 7}
-"""Calls that make a tensor, and the number of their arguments without the metadata."""
+"""Functions that make a tensor, and the number of their arguments without the metadata."""
 PARAMETERS = {"torch._utils._rebuild_parameter": 3, "torch._utils._rebuild_parameter_with_state": 4}
-"""Calls that make a parameter of a tensor, their first argument, and the number of their arguments."""
+"""Functions that turn a tensor, their first argument, into a parameter, and the number of their arguments."""
 TYPED = "torch._tensor._rebuild_from_type_v2"
-"""Calls that make a tensor with attributes: another call, a type, that call's arguments, the attributes."""
+"""Functions that make a tensor with attributes from a function, a type, that function's arguments, and the attributes."""
 TYPES = {"torch.Tensor", "torch.nn.parameter.Parameter"}
 PASSED = {
     *("collections.Counter", "_codecs.encode", "torch.Size", "torch.device"),
     *("builtins.set", "builtins.complex", "__builtin__.set", "__builtin__.complex"),
 }
-"""Calls in a checkpoint's other entries, such as a scheduler's state: not made, for nobody reads what they return."""
+"""Functions in other entries of a checkpoint, such as a scheduler's state. Their results are not needed."""
 KNOWN = {"collections.OrderedDict", TYPED, *REBUILT, *PARAMETERS, *TYPES, *PASSED}
 GRANTED = re.compile(r"torch(\._utils|\._tensor|\.storage|\.serialization|\.nn\.parameter)?\.\w+")
-"""Other names that are left to PyTorch, which grants some of them with `weights_only=True`."""
+"""Other names, which are left to PyTorch: with `weights_only=True` it allows some of them."""
 
 LITERALS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
-"""Operations whose argument is the value."""
+"""Operations that push their argument."""
 EMPTY: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -65,35 +65,35 @@ EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_SET": lambda: Other("set"),
 }
-"""Operations that make a value of their own."""
+"""Operations that push a new value."""
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-"""Operations that put as many values into a tuple."""
+"""Operations that make a tuple, and the number of values in it."""
 
 LONGEST = 200
-"""Characters of a name that a pickle may ask for."""
+"""The most characters of a name that a pickle may ask for."""
 OPERATIONS = 2_000_000
-"""Operations in a pickle: forty thousand tensors take fewer, and one can take a hundred times its own memory."""
+"""The most operations in a pickle. Forty thousand tensors take fewer. One can take a hundred times its own size."""
 
 
 class NotKnown(Exception):
-    """Something that this reader leaves to PyTorch, in words."""
+    """Raised for something that this reader leaves to PyTorch; the message says what it is."""
 
 
 class Refused(Exception):
-    """Something that nobody should read as a state dict, in words."""
+    """Raised for something that must not be read as a state dict; the message says what it is."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A tensor of a state dict; the numbers of one in an archive are read when they are used."""
+    """A tensor of a state dict. In an archive, its numbers are read when they are used."""
 
     dtype: str
     """PyTorch's name of its type, such as `bfloat16`."""
     shape: tuple[int, ...]
     values: np.ndarray | None
-    """The numbers; None where there are more than bytes in the file, or where `form` is another."""
+    """The numbers; None if there are more of them than bytes in the file, or if `form` is not `strided`."""
     form: str = "strided"
-    """`strided` of an ordinary dense tensor, else its layout or device."""
+    """`strided` for an ordinary dense tensor, else its layout or device."""
 
     @property
     def is_floating(self) -> bool:
@@ -102,22 +102,22 @@ class Tensor:
 
 
 class Storage(NamedTuple):
-    """The bytes behind one or more tensors."""
+    """The bytes that one or more tensors are views of."""
 
     data: memoryview
     dtype: np.dtype
 
 
 class Other(NamedTuple):
-    """Something in a pickle whose value nobody needs, or a name that it asks for."""
+    """A placeholder for a value in a pickle that nobody needs, or for a name that the pickle asks for."""
 
     name: str
 
 
 def read(path: Path) -> Any:
-    """Whatever `torch.save` wrote to the archive: containers of `Tensor`s, which are memory-mapped, and plain values.
+    """Whatever `torch.save` wrote to the archive: containers of memory-mapped `Tensor`s, and plain values.
 
-    Raises `InputError` where it is damaged or something else, `NotKnown` where only PyTorch can read it.
+    Raises `InputError` if it is damaged or something else, `NotKnown` if only PyTorch can read it.
     """
     with path.open("rb") as file:
         try:
@@ -138,9 +138,9 @@ def read(path: Path) -> Any:
 
 
 def _spans(file: BinaryIO) -> dict[str, tuple[int, int]]:
-    """Where each record's bytes begin and end in an archive that is sound. Raises `Refused`.
+    """The offsets at which each record of a sound archive begins and ends. Raises `Refused`.
 
-    torch.save stores records as they are: compressed or overlapping ones could unpack to any size.
+    torch.save does not compress records; compressed or overlapping ones could unpack to any size.
     """
     spans: dict[str, tuple[int, int]] = {}
     try:
@@ -165,7 +165,7 @@ def _spans(file: BinaryIO) -> dict[str, tuple[int, int]]:
 
 
 def _start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Where a record's bytes begin, behind its own header, which must name it as the directory does."""
+    """The offset at which a record's bytes begin, after its own header, which must give the same name as the directory."""
     if info.header_offset < 0:  # as where the directory is said to be longer than it is
         raise ValueError
     file.seek(info.header_offset)
@@ -185,7 +185,7 @@ def _checksum(file: BinaryIO, start: int, end: int) -> int:
 
 
 def _other_archive(names: Sequence[str]) -> str | None:
-    """What else keeps its files in a zip, by its records; None of one that torch.save wrote."""
+    """The kind of another archive, by its records; None if torch.save wrote it."""
     inner = {name.partition("/")[2] for name in names}
     if any(name.endswith(".npy") for name in names):
         return "a NumPy archive (.npz)"
@@ -197,7 +197,7 @@ def _other_archive(names: Sequence[str]) -> str | None:
 
 
 class _Storages:
-    """The storages in an archive, by what the pickle says of them."""
+    """The storages in an archive, which the pickle refers to by key, type and size."""
 
     def __init__(self, records: dict[str, memoryview], root: str):
         self.records, self.root = records, root
@@ -231,18 +231,18 @@ class _Storages:
 
 
 class Pickle:
-    """An interpreter of the operations that a state dict's pickle consists of."""
+    """An interpreter of the operations in the pickle of a state dict."""
 
     def __init__(self, data: Any, storage: Callable[[Any], Any], bound: int):
-        """`data` is the pickle, or a file that stands at its start; `bound` is the file's size in bytes."""
+        """`data` is the pickle, or a file positioned at its start; `bound` is the file's size in bytes."""
         self.data, self.storage, self.bound = data, storage, bound
         self.unknown = ""
-        """What only PyTorch knows, in words; empty where all is known."""
+        """What only PyTorch can read, in words; empty if there is nothing of the kind."""
         self.passed = 0
-        """Entries of what is copied or hashed, by us or by PyTorch."""
+        """The number of entries that are copied or hashed so far, here or in PyTorch."""
 
     def run(self) -> Any:
-        """What the pickle builds. Raises `Refused`."""
+        """The value that the pickle builds. Raises `Refused`."""
         try:
             return self._run()
         except Refused:
@@ -314,7 +314,7 @@ class Pickle:
             raise ValueError(f"{name} into {type(stack[-1]).__name__}")
 
     def _named(self, name: str) -> Any:
-        """What stands for a name that the pickle asks for."""
+        """The stand-in for a name that the pickle asks for."""
         module, _, last = name.rpartition(".")
         if module in ("torch", "torch.storage") and last in STORAGES:
             return DTYPES[STORAGES[last]]
@@ -328,17 +328,17 @@ class Pickle:
         return Other(name)
 
     def _called(self, function: Any, arguments: Any) -> Any:
-        """What a call would return."""
+        """The value that a call would return."""
         if type(function) is not Other or type(arguments) is not tuple:
-            raise ValueError("a call of what is no function")
+            raise ValueError("a call of something that is not a function")
         name = function.name
         if name == "collections.OrderedDict" and len(arguments) <= 1:
             return self._ordered(arguments[0] if arguments else [])
         if name in PARAMETERS and len(arguments) == PARAMETERS[name] and type(arguments[0]) in (Tensor, Other):
             return arguments[0]
         if name in REBUILT and 0 <= len(arguments) - REBUILT[name] <= 1:
-            if len(arguments) > REBUILT[name] and arguments[-1]:  # PyTorch keeps some negations and conjugations to be made
-                self.unknown = self.unknown or "a tensor that is yet to be negated or conjugated"
+            if len(arguments) > REBUILT[name] and arguments[-1]:  # PyTorch defers some negations and conjugations
+                self.unknown = self.unknown or "a tensor with a pending negation or conjugation"
             storage, offset, sizes, strides = arguments[:4]
             return self._tensor(storage, offset, sizes, strides, arguments[6] if name.endswith("v3") else None)
         if name == TYPED and len(arguments) == 4 and type(arguments[1]) is Other and arguments[1].name in TYPES:
@@ -349,14 +349,14 @@ class Pickle:
         return Other(name)
 
     def _ordered(self, pairs: Any) -> dict[Any, Any]:
-        """A dictionary of a list of pairs, as Python 2 pickled ordered ones."""
+        """A dictionary from a list of pairs, which is how Python 2 pickled ordered ones."""
         self._pass(pairs)
         made: list[Any] = [{}]
         self._gathered("SETITEMS", made, [part for key, value in pairs for part in (key, value)])
         return made[0]
 
     def _tensor(self, storage: Any, offset: Any, sizes: Any, strides: Any, dtype: Any) -> Any:
-        """A view of a storage, all of it inside."""
+        """A tensor as a view of a storage, after a check that it stays within it."""
         if type(storage) is Other or type(dtype) is Other:
             return Other("tensor")
         dtype = dtype or storage.dtype
@@ -369,13 +369,13 @@ class Pickle:
             return Tensor(dtype.name, shape, np.empty(shape, dtype))
         if reach * dtype.itemsize > len(storage.data):
             raise ValueError(f"a tensor of {reach} numbers in a storage of {len(storage.data)} bytes")
-        if count > self.bound:  # a view that repeats its storage: a byte for each number is the least there can be
+        if count > self.bound:  # the view repeats its storage; a file with these numbers would have at least a byte for each
             return Tensor(dtype.name, shape, None)
         steps = [stride * dtype.itemsize if size > 1 else 0 for size, stride in zip(sizes, strides, strict=True)]
         return Tensor(dtype.name, shape, np.ndarray(shape, dtype, storage.data, offset * dtype.itemsize, steps))
 
     def _leave(self, given: Any) -> None:
-        """Count what a call is given, for PyTorch copies it each time: one list again and again could take any memory."""
+        """Count the entries of a call's arguments. PyTorch copies them: one list used repeatedly could take any memory."""
         for part in given if type(given) is tuple else (given,):
             if type(part) is list:
                 for item in part:
@@ -383,7 +383,7 @@ class Pickle:
             self._pass(part)
 
     def _hashed(self, key: Any) -> None:
-        """Refuse a key that is a tuple of tuples: to hash a deep one crashes Python."""
+        """Refuse a key that is a tuple of tuples, because hashing a deep one crashes Python."""
         if type(key) is tuple:
             if any(type(part) is tuple for part in key):
                 raise Refused("a pickle with a tuple of tuples for a key: refused")

@@ -1,4 +1,4 @@
-"""PyTorch piece files to arrays and back. The only module that imports torch, and only for what `pth` leaves to it."""
+"""PyTorch piece files as arrays, and back. Only this module imports torch, and only for what `pth` leaves to it."""
 
 import mmap
 import re
@@ -18,9 +18,9 @@ from dropjax.io import pth
 from dropjax.io.pth import Tensor
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which checkpoints keep the state dict."""
+"""Keys under which checkpoints store the state dict."""
 OLDER = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""The number with which a file begins that torch.save wrote before PyTorch 1.6, pickled (torch/serialization.py)."""
+"""The number, pickled, that begins every file from torch.save before PyTorch 1.6 (torch/serialization.py)."""
 
 
 def _torch(purpose: str) -> ModuleType:
@@ -34,13 +34,12 @@ def _torch(purpose: str) -> ModuleType:
 def load_pth(path: str | Path) -> Any:
     """Whatever `torch.save` wrote to the file, its tensors as `Tensor`s; those of an archive are memory-mapped.
 
-    Nothing in the file is ever run. `pth` reads archives; what it does not know, and the format before PyTorch 1.6, goes
-    through PyTorch with `weights_only=True` and no other way. Raises `InputError`, also where that takes PyTorch and there
-    is none.
+    No code in the file is ever run. `pth` reads archives. PyTorch, with `weights_only=True`, reads what `pth` does not know
+    and the format before PyTorch 1.6. Raises `InputError`, also if PyTorch is needed and not installed.
     """
     path = Path(path)
     try:
-        if not path.is_file() and path.exists():  # opening a pipe would wait for ever
+        if not path.is_file() and path.exists():  # opening a pipe would wait forever
             raise InputError(f"{path}: expected a PyTorch state dict, got no ordinary file")
         with path.open("rb") as file:
             head = file.read(512)
@@ -58,10 +57,10 @@ def load_pth(path: str | Path) -> Any:
 
 
 def _by_pytorch(path: Path, unknown: str, archive: bool) -> Any:
-    """PyTorch's reading of a file with something `unknown` in it, for which pth's checks have been made."""
+    """PyTorch's reading of a file that has passed the checks of `pth` but has something `unknown` in it."""
     torch = _torch(f"{path}: expected PyTorch to read {unknown}")
     try:
-        with warnings.catch_warnings():  # of tensor types that are refused elsewhere
+        with warnings.catch_warnings():  # about types of tensors that are refused elsewhere
             warnings.simplefilter("ignore")
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
             return _adopted(torch, data, path.stat().st_size)
@@ -70,7 +69,7 @@ def _by_pytorch(path: Path, unknown: str, archive: bool) -> Any:
 
 
 def _adopted(torch: ModuleType, data: Any, bound: int) -> Any:
-    """What PyTorch read, with a `Tensor` in place of each of its tensors."""
+    """The value that PyTorch read, with a `Tensor` for each of its tensors."""
     whole = {"": data}
     found, seen = [whole], set()
     while found:
@@ -85,7 +84,7 @@ def _adopted(torch: ModuleType, data: Any, bound: int) -> Any:
 
 
 def _tensor(torch: ModuleType, tensor: Any, bound: int) -> Tensor:
-    """A tensor of PyTorch's as ours; one of more numbers than `bound` has none that can be read."""
+    """PyTorch's tensor as a `Tensor`, without its numbers if there are more than `bound`."""
     dtype, layout = (str(value).removeprefix("torch.") for value in (tensor.dtype, tensor.layout))
     device = "" if tensor.device.type == "cpu" else f" on {tensor.device.type}"
     if tensor.is_nested:
@@ -94,13 +93,13 @@ def _tensor(torch: ModuleType, tensor: Any, bound: int) -> Tensor:
     if dtype not in pth.DTYPES or found.form != "strided" or tensor.numel() > bound:
         return found
     values = tensor.detach().resolve_conj().resolve_neg()
-    if dtype in pth.NARROW:  # which PyTorch does not hand to NumPy
+    if dtype in pth.NARROW:  # PyTorch does not convert these to NumPy
         values = values.view(torch.uint8 if values.element_size() == 1 else torch.int16)
     return replace(found, values=values.numpy().view(pth.DTYPES[dtype]))
 
 
 def unwrapped(data: Any) -> Any:
-    """The state dict in a checkpoint that keeps it under one of `WRAPPERS`."""
+    """The state dict in a checkpoint that stores it under one of `WRAPPERS`."""
     for _ in WRAPPERS:
         inner = [k for k in WRAPPERS if isinstance(data, Mapping) and isinstance(data.get(k), Mapping)]
         data = data[inner[0]] if inner else data
@@ -108,9 +107,9 @@ def unwrapped(data: Any) -> Any:
 
 
 def read_pth(path: str | Path) -> tuple[Float32[np.ndarray, "..."], Float32[np.ndarray, "..."] | None, str | None]:
-    """The weight, the bias or None, whatever their shapes, and a note on what was cast or None, of one layer's state dict.
+    """The weight, the bias (or None) and a note about casts (or None) of the state dict of one layer, whatever the shapes.
 
-    Nothing in the file is ever run. Raises `InputError`.
+    No code in the file is ever run. Raises `InputError`.
     """
     path = Path(path)
     weight, bias = _layer(path, load_pth(path))
@@ -121,14 +120,14 @@ def read_pth(path: str | Path) -> tuple[Float32[np.ndarray, "..."], Float32[np.n
 
 
 def write_pth(path: str | Path, weight: Float32[np.ndarray, "out in"], bias: Float32[np.ndarray, " out"] | None) -> None:
-    """A linear layer's state dict, as `torch.save` writes it. Raises `InputError` where PyTorch is missing."""
+    """The bytes that `torch.save` writes for the state dict of a linear layer. Raises `InputError` if PyTorch is missing."""
     torch = _torch(f"{path}: expected PyTorch to write .pth files")
     state = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     torch.save({name: torch.from_numpy(np.array(a, np.float32, order="C")) for name, a in state.items()}, path)
 
 
 def not_data(head: bytes) -> str | None:
-    """What people find in place of a file, by its first bytes; None where it may be the file itself."""
+    """What a file turns out to be instead of data, by its first bytes; None if it may be data."""
     if not head:
         return "an empty file"
     if head.startswith(b"version https://git-lfs"):
@@ -141,7 +140,7 @@ def not_data(head: bytes) -> str | None:
 
 
 def _other_file(head: bytes) -> str | None:
-    """What else people name .pth, by its first bytes; None where torch.save may have written them."""
+    """What a file named .pth turns out to be, by its first bytes; None if torch.save may have written it."""
     if head.startswith(b"PK\x03\x04") or (head.startswith(b"\x80") and OLDER in head[:32]):
         return None
     if head[8:10] in (b'{"', b"{}"):
@@ -150,7 +149,7 @@ def _other_file(head: bytes) -> str | None:
 
 
 def _check_older(path: Path) -> None:
-    """Refuse a file of before PyTorch 1.6, which is five pickles and then the numbers, for what its pickles ask."""
+    """Refuse a file of the format before PyTorch 1.6 (five pickles and then the numbers) whose pickles ask for too much."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for _ in range(5):
             try:
@@ -160,7 +159,7 @@ def _check_older(path: Path) -> None:
 
 
 def _trouble(error: Exception) -> str:
-    """torch's pages of advice, in a few words."""
+    """PyTorch's long error message in a few words."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))
     if found := re.search(r"GLOBAL ([\w.]+)", text):
         return f"a pickle that asks for {found[1][:80]!r}: refused, not run"
@@ -171,7 +170,7 @@ def _trouble(error: Exception) -> str:
 
 
 def _layer(path: Path, data: Any) -> tuple[Tensor, Tensor | None]:
-    """The one weight and its bias, under whatever prefix, in whatever wrapping."""
+    """The only weight and its bias, whatever their prefix and the keys around them."""
     data = unwrapped(data)
     if not isinstance(data, Mapping):
         raise InputError(f"{path}: expected a state dict with weight and bias, got {_kind(data)}")
@@ -188,14 +187,14 @@ def _layer(path: Path, data: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _array(field: str, tensor: Tensor, path: Path) -> NDArray[np.float32]:
-    """The tensor as float32, in memory of its own."""
+    """The tensor as float32, copied into its own memory."""
     if not tensor.is_floating:
         raise InputError(f"{field}: expected floating-point numbers, got {tensor.dtype}")
     if tensor.form != "strided":
         raise InputError(f"{field}: expected an ordinary dense tensor, got {tensor.form}")
     if tensor.values is None:
         size = path.stat().st_size
-        raise InputError(f"{field}: expected at most {size} numbers, as the file has bytes, got {list(tensor.shape)}")
+        raise InputError(f"{field}: expected at most {size} numbers, the file's bytes, got {list(tensor.shape)}")
     with np.errstate(over="ignore"):
         return np.array(tensor.values, np.float32, order="C")
 

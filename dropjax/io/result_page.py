@@ -1,4 +1,4 @@
-"""A solution on one page, drawn with nothing but the page's own means; its numbers are those of `solution.json`."""
+"""A self-contained page about a solution. Its numbers are those of `solution.json`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from dropjax.core.solution import Outcome, Solution
 from dropjax.io.page import Columns, filled, number, scrolling, shell, shown, table
 
 SOLVED, UNSOLVED = "A dropped stack, put back in order", "A dropped stack: the best order so far"
-"""The page's title."""
+"""Titles of the page."""
 
 SHOWN = 20
-"""Stages that are drawn: of more, as many of the first and of the last together."""
+"""The most stages that are drawn. If there are more, half of these are the first ones and half the last."""
 
 COPYING = """
 const button = document.getElementById("copy"), answer = document.getElementById("permutation")
@@ -28,15 +28,15 @@ button.onclick = async () => {
 SURE = {
     Outcome.EXACT: "Every error is float32's own: on each output, the RMS error over all {rows} rows is at most "
     "10<sup>−5</sup> of pred's spread, or half a unit in the last place of float32 where that is more. No other answer that "
-    "was looked at does as well.",
+    "was tried does as well.",
     Outcome.EXACT_UP_TO_TIES: "Every error is float32's own on all {rows} rows. The pieces listed here can be exchanged "
-    "without any table telling; everything else is settled.",
-    Outcome.NOISE_FLOOR: "pred is rounded or noisy, by {noise_floor:.2g} (RMS). No error on the {rows} rows is more than "
-    "that explains, and no other answer that was looked at fits as well within it.",
-    Outcome.NOT_SOLVED: "This is the best order that was found, and not the answer: its errors on the {rows} rows are more "
-    "than float32 or pred's own rounding explain, or other orders fit as well.",
+    "without any table showing it; everything else is settled.",
+    Outcome.NOISE_FLOOR: "pred is rounded or noisy, by {noise_floor:.2g} (RMS). No error on the {rows} rows is larger than "
+    "that explains, and no other answer that was tried fits as well.",
+    Outcome.NOT_SOLVED: "This is the best order found, but not the answer: its errors on the {rows} rows are larger "
+    "than float32 or pred's own rounding explains, or other orders fit as well.",
 }
-"""What each outcome says of all rows, and of other answers."""
+"""What each outcome means for the errors, and for other answers."""
 
 
 def result_page(solution: Solution, expected_sha256: str | None = None) -> str:
@@ -56,8 +56,8 @@ def result_page(solution: Solution, expected_sha256: str | None = None) -> str:
             record,
         ),
         "<h2>The permutation</h2>",
-        "<p>Piece numbers from the first block to the last, of each block the input half and then the output half; the last "
-        "layer stands at the end.</p>",
+        "<p>Piece numbers from the first block to the last: for each block the input half, then the output half. The last "
+        "layer is at the end.</p>",
         f'<div class="answer"><code id="permutation">{solution.permutation_text.replace(",", ",<wbr>")}</code>'
         '<button id="copy" type="button" hidden>Copy the permutation</button></div>',
         filled("<p>SHA-256: <code>{sha256}</code></p>", record),
@@ -77,7 +77,7 @@ def result_page(solution: Solution, expected_sha256: str | None = None) -> str:
 
 
 def _sure(solution: Solution, record: Mapping[str, Any]) -> list[str]:
-    """What speaks for the answer, and what is left open."""
+    """The evidence for the answer, and what is left open."""
     said = [filled(f"<p>{SURE[solution.outcome]}</p>", record)]
     if record.get("mse_of_variance") is not None:
         said.append(filled("<p>The MSE is {mse_of_variance:.2g} of pred's variance.</p>", record))
@@ -92,7 +92,7 @@ def _sure(solution: Solution, record: Mapping[str, Any]) -> list[str]:
         )
     lists = [
         ("Pieces that no table can tell apart", "; ".join(", ".join(map(str, group)) for group in record["ties"])),
-        ("Input halves whose partner is in doubt by its margin", ", ".join(map(str, record["doubtful"]))),
+        ("Input halves whose partner is in doubt (small margin)", ", ".join(map(str, record["doubtful"]))),
         ("Input halves of blocks whose place is in doubt", ", ".join(map(str, record.get("unsettled", [])))),
     ]
     said += [f"<p>{what}: {numbers}.</p>" for what, numbers in lists if numbers]
@@ -101,20 +101,20 @@ def _sure(solution: Solution, record: Mapping[str, Any]) -> list[str]:
 
 
 def _assumed(record: Mapping[str, Any]) -> str:
-    """What the answer rests on."""
+    """The assumptions that the answer rests on."""
     lines = [
         filled("Every block is x + W_out·a(W_in·x + b_in) + b_out with the activation a = {activation}.", record),
-        filled("The table's {rows} rows are all of this network, and all of them count.", record),
+        filled("All {rows} rows of the table come from this network, and all of them count.", record),
         "pred is rounded or noisy, as said above."
         if record["outcome"] == Outcome.NOISE_FLOOR
-        else "pred is as the network gave it, in float32 and not rounded further.",
+        else "pred is what the network computed in float32, not rounded further.",
         *(f"{escape(note[0].upper() + note[1:])}." for note in record.get("notes", [])),
     ]
     return f"<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul>"
 
 
 def _pairs(record: Mapping[str, Any]) -> list[str]:
-    """The pairing's margins, drawn and as a table, the closest calls first."""
+    """The margins of the pairing, as a drawing and as a table with the closest calls first."""
     pairing = record["pairing"]
     rows = [
         [number(record, f"pairing.pairs.{k}.{half}") for half in (0, 1)]
@@ -123,14 +123,14 @@ def _pairs(record: Mapping[str, Any]) -> list[str]:
     ]
     return [
         filled(
-            "<p>As the weights pair the halves, by the signal {pairing.signal}; the search may have changed it.</p>", record
+            "<p>The pairs that the weights suggest (signal {pairing.signal}); the search may have changed them.</p>", record
         ),
         margins_drawn(pairing["own"], pairing["runner_up"]),
         scrolling(["input half", "output half", "score", "next best", "margin"], rows, "The closest calls first"),
     ]
 
 
-# Drawings: places along the page are shares of its width, so that they fit a phone and letters keep their size.
+# Drawings: horizontal positions are percentages of the page's width, so that drawings fit a phone and text keeps its size.
 
 
 def _drawing(height: float, alt: str, marks: Sequence[str], caption: str) -> str:
@@ -149,7 +149,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float 
 
 
 def _some(stages: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], str]:
-    """The stages that are drawn, and what a caption says of the others."""
+    """The stages to draw, and what the caption says about the others."""
     if len(stages) <= SHOWN:
         return stages, ""
     half = SHOWN // 2
@@ -157,7 +157,7 @@ def _some(stages: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, An
 
 
 def errors_drawn(stages: Sequence[Mapping[str, Any]]) -> str:
-    """The MSE after each stage that decides an order, on a logarithmic scale; nothing for fewer than two."""
+    """The MSE after each stage that decides an order, on a logarithmic scale; "" if there are fewer than two."""
     drawn, others = _some([stage for stage in stages if stage["mse"] is not None and stage["mse"] > 0])
     if len(drawn) < 2:
         return ""
@@ -186,7 +186,7 @@ def errors_drawn(stages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _power(value: float) -> str:
-    """A number as SVG's text has it."""
+    """A number marked up for SVG text."""
     return (
         shown(value, ".2g")
         .replace("<sup>", '<tspan dy="-5" font-size="10">')
@@ -195,7 +195,7 @@ def _power(value: float) -> str:
 
 
 def orders_drawn(stages: Sequence[Mapping[str, Any]], final: Sequence[int]) -> str:
-    """The order after each stage as a strip of blocks, each in the colour of its final place; nothing without orders."""
+    """The order after each stage as a strip of blocks, each in the colour of its final place; "" without orders."""
     place = {half: k for k, half in enumerate(final)}
     drawn, others = _some([stage for stage in stages if sorted(stage.get("order", [])) == sorted(final)])
     if len(drawn) < 2 or len(final) < 2:
@@ -221,14 +221,14 @@ def orders_drawn(stages: Sequence[Mapping[str, Any]], final: Sequence[int]) -> s
 
 
 def _colour(share: float) -> str:
-    """From dark blue to light yellow, darker or lighter in grey as well."""
+    """A colour from dark blue (0) to light yellow (1), whose lightness rises too, so that it can be printed in grey."""
     ends = (0x1B, 0x2A, 0x6B), (0x2A, 0x9D, 0x8F), (0xF6, 0xE7, 0x8C)
     k, part = min(int(2 * share), 1), 2 * share - min(int(2 * share), 1)
     return "#" + "".join(f"{round(a + (b - a) * part):02x}" for a, b in zip(ends[k], ends[k + 1], strict=True))
 
 
 def margins_drawn(own: Sequence[float | None], runner_up: Sequence[float | None]) -> str:
-    """Each pair's score and the best of its input half with any other output half, on one scale; nothing for one pair."""
+    """The score of each pair, and the best of its input half with another output half, on one scale; "" for one pair."""
     rows = {"the pairs' scores": ([of for of in own if of is not None], "#0072B2")}
     rows["next best"] = ([of for of in runner_up if of is not None], "#D55E00")
     values = [of for scores, _ in rows.values() for of in scores]

@@ -1,4 +1,4 @@
-"""Result folders and `solution.json`."""
+"""Writing of result folders and of `solution.json`."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ from dropjax.runtime.writing import atomic_write, write_all
 
 
 def write_result(folder: str | Path, solution: Solution, expected_sha256: str | None = None) -> None:
-    """The result folder: `permutation.txt`, `solution.json`, the reassembled stack as `model.safetensors`, and `index.html`,
-    a page for people.
+    """Write the result folder: `permutation.txt`, `solution.json`, the reassembled stack as `model.safetensors`, and a page,
+    `index.html`.
 
-    The model's names are those of PyTorch's `nn.Sequential` over the paper's two classes: `0.inp.weight`, …,
-    `L.layer.weight`. Raises `NotWritten` where the folder cannot be written, and leaves nothing of it then.
+    The model's tensors have the names that PyTorch's `nn.Sequential` gives the paper's two classes: `0.inp.weight`, …,
+    `L.layer.weight`. Raises `NotWritten` if the folder cannot be written, and then leaves nothing of it behind.
     """
     folder, stack = Path(folder), solution.stack
     halves = {"inp.weight": stack.w_in, "inp.bias": stack.b_in, "out.weight": stack.w_out, "out.bias": stack.b_out}
@@ -35,7 +35,7 @@ def write_result(folder: str | Path, solution: Solution, expected_sha256: str | 
 
 
 def write_json(path: str | Path, solution: Solution, expected_sha256: str | None = None) -> None:
-    """`solution.json` alone; `-` is standard output. Raises `NotWritten` where it cannot be written."""
+    """Write `solution.json` alone; `-` is standard output. Raises `NotWritten` if that fails."""
     atomic_write(path, _json(solution, expected_sha256))
 
 

@@ -1,4 +1,4 @@
-"""What is chosen of a checkpoint's MLPs, what is left out, and how that is said."""
+"""The choice among a checkpoint's MLPs: which are taken, which are left out, and the account of it."""
 
 import re
 from collections import Counter
@@ -13,11 +13,11 @@ from dropjax.io.checkpoints import Checkpoint
 from dropjax.io.families import Found, Mlp, reason_to_skip
 
 TWIN = 0.9
-"""Cosine from which both halves of two MLPs are copies, as raw and averaged weights are; other layers' have about 0."""
+"""The cosine from which two halves count as copies, such as raw and averaged weights. Those of other layers have about 0."""
 LOOK, LOOKED = 64, 1 << 24
-"""Hidden units that twins are told by, and the most numbers of a side that are held for it."""
+"""The number of hidden units that are compared to find twins, and the most numbers of one side held in memory for it."""
 AVERAGED = re.compile(r"(?:^|[._])(?:ema|avg|averaged?|shadow|swa|polyak|teacher|momentum)(?:[._]|\d|$)", re.IGNORECASE)
-"""What averaged weights are called beside the raw ones."""
+"""Names of averaged weights."""
 
 
 class Twin(NamedTuple):
@@ -30,63 +30,63 @@ class Twin(NamedTuple):
 
 @dataclass(frozen=True)
 class Account:
-    """What was chosen, by what, and what was left out."""
+    """What was chosen, on what evidence, and what was left out."""
 
     direction: str = "--in and --out"
-    """What tells which half comes first."""
+    """The evidence of which half comes first."""
     direction_known: bool = True
-    """Whether it does tell, or is a guess."""
+    """Whether `direction` is evidence rather than a guess."""
     layout: str = ""
-    """What tells how the matrices are stored; empty: nothing does."""
+    """The evidence of how the matrices are stored; empty if there is none."""
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """How many matrices were not chosen, by the reason."""
+    """The number of matrices that were not chosen, by reason."""
     unreadable: Mapping[str, int] = field(default_factory=dict)
-    """How many matrices could not be read, by their type."""
+    """The number of matrices that could not be read, by type."""
     halves_unreadable: tuple[str, ...] = ()
-    """Those among them that are called halves of MLPs."""
+    """The unreadable ones that have the name of a half of an MLP."""
     incomplete: tuple[str, ...] = ()
-    """Matrices that are called as the chosen ones are, but for numbers, and have no partner."""
+    """Matrices whose names differ from the chosen ones only in numbers and that have no partner."""
     twins: tuple[Twin, ...] = ()
-    """MLPs left out, since they are copies of others."""
+    """MLPs that are left out because they are copies of others."""
     alike: tuple[Twin, ...] = ()
-    """Chosen MLPs that are nearly the same, so that nothing may tell their partners apart."""
+    """Chosen MLPs that are nearly the same, so that their partners may be impossible to tell apart."""
     notes: tuple[str, ...] = ()
-    """Remarks on the files as such, whole lines."""
+    """Remarks about the files themselves, as whole lines."""
 
     @property
     def whole(self) -> bool:
-        """Whether every half that the names tell of was read."""
+        """Whether every half that has such a name was read."""
         return not self.halves_unreadable and not self.incomplete
 
     @property
     def limits(self) -> str:
-        """What a verdict about the chosen MLPs says nothing of, to be written behind it."""
+        """The words to append to a verdict about what it does not cover."""
         missing = {"not read": self.halves_unreadable, "incomplete": self.incomplete, "left out as twins": self.twins}
         words = [f"{len(names)} {what}" for what, names in missing.items() if names]
-        return f", of those chosen alone ({', '.join(words)})" if words else ""
+        return f", for the chosen ones only ({', '.join(words)})" if words else ""
 
     def lines(self, transposed: bool) -> list[str]:
-        """All of it for people, a line for each kind of thing."""
-        direction = f"told by {self.direction}" if self.direction_known else f"unknown (taken from: {self.direction})"
+        """Lines that tell a reader what was chosen and what was left out."""
+        direction = f"from {self.direction}" if self.direction_known else f"unknown (assumed from {self.direction})"
         stored = "[in, out]" if transposed else "[out, in]"
-        layout = f"told by {self.layout}" if self.layout else "as nothing says otherwise"
+        layout = f"from {self.layout}" if self.layout else "by default"
         lines = [f"in and out: {direction}; stored {stored}, {layout}"]
         if self.skipped:
             lines.append("left out: " + ", ".join(f"{count} {what}" for what, count in self.skipped.items()))
         if self.unreadable:
             kinds = ", ".join(f"{count} of {kind}" for kind, count in self.unreadable.items())
-            halves = f"; {_some(self.halves_unreadable)} called halves of MLPs" if self.halves_unreadable else ""
+            halves = f"; {_some(self.halves_unreadable)} with the name of a half of an MLP" if self.halves_unreadable else ""
             lines.append(f"not read: {kinds}{halves}")
         if self.incomplete:
             lines.append(f"incomplete: {_some(self.incomplete)} without a partner of the same layer")
-        for twins, words in ((self.twins, "left out as twins"), (self.alike, "chosen though twins")):
+        for twins, words in ((self.twins, "left out as twins"), (self.alike, "kept although twins")):
             if twins:
                 some, least = twins[0], min(twin.cosine for twin in twins)
                 lines.append(f"{words}: {len(twins)} MLPs, such as {some.copy} of {some.of} (cosine {least:.4f} or more)")
         return [*lines, *self.notes]
 
     def record(self, transposed: bool) -> dict[str, Any]:
-        """All of it for the JSON."""
+        """The account as JSON holds it."""
         return {
             **asdict(self),
             "direction": self.direction if self.direction_known else "unknown",
@@ -104,7 +104,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 class LeftOut(TypedDict):
-    """The part of an `Account` that is about what was not chosen."""
+    """The part of an `Account` about what was not chosen."""
 
     skipped: Mapping[str, int]
     unreadable: Mapping[str, int]
@@ -115,8 +115,8 @@ class LeftOut(TypedDict):
 def left_out(
     checkpoint: Checkpoint, matrices: Sequence[str], halves: Sequence[str], reasons: Mapping[str, str] | None = None
 ) -> LeftOut:
-    """What the matrices are that were not chosen, as `reasons` or else their names say, and the unreadable tensors, of which
-    `halves` are called halves of MLPs."""
+    """An account of the matrices that were not chosen, by `reasons` or else by their names, and of unreadable tensors, among
+    which `halves` have the names of halves of MLPs."""
     known = reasons or {}
     skipped = Counter(known.get(name) or reason_to_skip(name) or "other matrices" for name in matrices)
     skipped["tensors of more than two dimensions"] = sum(len(shape) > 2 for shape in checkpoint.shapes.values())
@@ -130,7 +130,7 @@ def left_out(
 
 
 class Distinct(NamedTuple):
-    """MLPs of a pool that are no copies."""
+    """MLPs of a pool, without copies."""
 
     mlps: list[Mlp]
     twins: tuple[Twin, ...]
@@ -138,10 +138,10 @@ class Distinct(NamedTuple):
 
 
 def distinct(checkpoint: Checkpoint, pool: Found, drop: bool = True) -> Distinct:
-    """The pool without the MLPs whose halves are both copies of another one's, under a name that differs in more than
-    numbers: raw and averaged weights side by side. Copies that only numbers tell apart stay, and are named as `alike`.
+    """The pool without copies: MLPs whose halves are both nearly those of another one, and whose name differs in more than
+    numbers, such as averaged weights beside raw ones. Copies whose names differ only in numbers stay, as `alike`.
 
-    The raw ones are kept, or those that come first. With `drop` false all are kept. Raises `InputError`.
+    Of two copies the raw one is kept, or else the first. With `drop` false all are kept. Raises `InputError`.
     """
     cosine = np.minimum(*(_cosines(checkpoint, pool, side) for side in ("up", "out")))
     kept, *twins = apart([mlp.up for mlp in pool.mlps], cosine, drop)
@@ -149,7 +149,7 @@ def distinct(checkpoint: Checkpoint, pool: Found, drop: bool = True) -> Distinct
 
 
 class Apart(NamedTuple):
-    """Which of several places to keep, and which of them are copies of others."""
+    """Which of several places to keep, and which are copies of others."""
 
     kept: list[int]
     twins: tuple[Twin, ...]
@@ -157,7 +157,7 @@ class Apart(NamedTuple):
 
 
 def apart(names: Sequence[str], cosine: Float[np.ndarray, "L L"], drop: bool = True) -> Apart:
-    """The places whose cosines tell that they are no copies under another name; see `distinct`."""
+    """The places that are no copies, by these cosines and names; see `distinct`."""
     masks = [re.sub("[0-9]+", "#", name) for name in names]
     kept: list[int] = []
     twins, alike = {}, {}
@@ -173,7 +173,7 @@ def apart(names: Sequence[str], cosine: Float[np.ndarray, "L L"], drop: bool = T
 
 
 def _cosines(checkpoint: Checkpoint, pool: Found, side: str) -> Float[np.ndarray, "L L"]:
-    """Cosines between the first hidden units of one side's halves."""
+    """The cosines between the first hidden units of one side's halves."""
     units = max(1, min(LOOK, pool.hidden, LOOKED // (len(pool.mlps) * pool.width)))
     cut, every = slice(0, units), slice(None)
     rows = []
@@ -184,7 +184,7 @@ def _cosines(checkpoint: Checkpoint, pool: Found, side: str) -> Float[np.ndarray
 
 
 def cosines(tensors: Sequence[Float[np.ndarray, "..."]]) -> Float[np.ndarray, "L L"]:
-    """Cosines between tensors of the same shape; 0 with one that is 0."""
+    """The cosines between tensors of the same shape; 0 if one of them is 0."""
     flat = [one.ravel().astype(np.float64) for one in tensors]  # its square may be beyond float32
     stacked = np.stack([one / max(float(np.linalg.norm(one)), 1e-300) for one in flat]).astype(np.float32)
     return stacked @ stacked.T

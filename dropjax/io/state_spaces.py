@@ -9,14 +9,14 @@ from dropjax.io.families import natural, stem
 from dropjax.io.paths import Part, Paths, Reading, rows, stored, without_twins
 
 BESIDE = re.compile(r"(?:.*?\.)?(?:A_log|x_proj|dt_proj|dt_bias)")
-"""What stands beside the projections of a state space, and of nothing else."""
+"""Tensors that stand beside the projections of state spaces only."""
 
 
 def find(checkpoint: Checkpoint, kind: str) -> Paths | None:
-    """The paths of `kind`, `state-space` or `state-space gate`, that are most numerous; None below two.
+    """The most numerous paths of `kind`, `state-space` or `state-space gate`; None if there are fewer than two.
 
-    The matrix into the layer [2h, d] holds the units that pass the state space and then those that gate them (Mamba); of
-    more than 2h rows the gate comes first (Mamba 2). The matrix out of it is [d, h].
+    The matrix into the layer [2h, d] holds the units that go through the state space and then those that gate them (Mamba).
+    If it has more than 2h rows, the gate comes first (Mamba 2). The matrix out of the layer is [d, h].
     """
     seen = families.evidence(checkpoint.shapes, None)
     places = {

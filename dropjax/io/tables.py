@@ -1,4 +1,4 @@
-"""Tables in files: text with a header, plain or gzip, Parquet, Feather and Excel."""
+"""Reading of tables: text with a header (plain or gzip), Parquet, Feather and Excel."""
 
 import csv
 import gzip
@@ -21,15 +21,15 @@ from dropjax.io.checks import reading
 from dropjax.io.pytorch import not_data
 
 UNPACKED = 1 << 30
-"""Bytes that a compressed table may unpack to: a small file could ask for any memory."""
+"""The most bytes that a compressed table may unpack to, because a small file can unpack to any size."""
 
 
 def read_table(path: str | Path) -> Table:
     """The table in a text file with a header, separated by commas, semicolons or tabs, plain or gzip; in a Parquet file; or,
-    where pandas is there to read it, in a Feather file or on the first sheet of an Excel workbook (`.xlsx`).
+    if pandas is installed, in a Feather file or on the first sheet of an Excel workbook (`.xlsx`).
 
     Columns are found by name: `measurement_0`, …, `pred` or `pred_0`, …, and, if given, `true` or `true_0`, …; others are
-    not read. Every number is the float32 nearest to the float64 nearest to its text. Raises `InputError`.
+    not read. A number's text is rounded to float64 and then to float32. Raises `InputError`.
     """
     path = Path(path)
     with reading(path), path.open("rb") as file:
@@ -43,10 +43,10 @@ def read_table(path: str | Path) -> Table:
 
 
 class Columns(NamedTuple):
-    """What a table's file holds of ours."""
+    """The columns of a file that a puzzle needs."""
 
     names: Sequence[str]
-    """Of all its columns."""
+    """The names of all columns in the file."""
     wide: Float[np.ndarray, "N wanted"]
     """The wanted columns, in the file's order."""
     parts: Parts
@@ -59,7 +59,7 @@ def _read_text(path: Path) -> Columns:
         raise InputError(
             f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}"
         ) from None
-    whole = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # at CR and LF only: others are text, as in any CSV
+    whole = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # only CR and LF end a line, as in any CSV
     lines = [line for line in whole if line.strip()]
     if not lines:
         raise InputError(f"{path}: expected a header and rows, got an empty file")
@@ -85,7 +85,7 @@ def _read_text(path: Path) -> Columns:
 
 
 def _bad_header(line: str, names: Sequence[str]) -> str | None:
-    """What stands in place of a header, where its columns are not ours."""
+    """What the first line is instead of a header; None if its columns are those of a puzzle."""
     if "measurement_0" in names:
         return None
     if re.match(r'"?sep=', line, re.IGNORECASE):
@@ -96,7 +96,7 @@ def _bad_header(line: str, names: Sequence[str]) -> str | None:
 
 
 def _unpacked(path: Path) -> bytes:
-    """The file's bytes, or what they unpack to."""
+    """The bytes of the file, unpacked if it is gzip."""
     with reading(path):
         data = path.read_bytes()
     zipped = "a zip archive, as Excel's workbooks are" if data.startswith(b"PK\x03\x04") else None
@@ -152,7 +152,7 @@ def _read_parquet(path: Path) -> Columns:
 
 
 def _read_frame(path: Path, kind: str, engine: str, reader: str) -> Table:
-    """The table in a file that pandas reads with that engine."""
+    """The table in a file that pandas reads with this engine."""
     try:
         import_module(engine)
         pandas = import_module("pandas")
@@ -178,7 +178,7 @@ def _read_frame(path: Path, kind: str, engine: str, reader: str) -> Table:
 
 
 def _check_widths(path: Path, rows: Sequence[str], separator: str, names: Sequence[str], parts: Parts, quoted: bool) -> None:
-    """Every row is as long as the header, or every row has one empty cell more; else cells are not under their names."""
+    """Refuse rows that are not as long as the header, unless every row has one empty cell more: cells would be shifted."""
     width = len(names)
     if quoted:
         counts = [len(cells) for cells in csv.reader(rows, delimiter=separator, strict=True)]
@@ -194,10 +194,10 @@ def _check_widths(path: Path, rows: Sequence[str], separator: str, names: Sequen
 
 
 def _trailing(rows: Sequence[str], separator: str, names: Sequence[str], parts: Parts) -> bool:
-    """Whether a cell more than the header has is but a separator at a row's end, and not a cell that shifts the others.
+    """Whether the extra cell of each row is only a separator at the row's end, not a first cell that shifts the rest.
 
-    It is empty, and the last column is ours; were the cells shifted, that column could only be blank in every row, as
-    where rows have numbers that the header does not name.
+    The extra cell must be empty, and the last column must be one that a puzzle needs; else a shift would go unnoticed. A
+    first column that counts the rows is one that the header does not name, so the cells are shifted.
     """
     cells = list(csv.reader(rows, delimiter=separator, strict=True))
     ours = len(names) - 1 in {column for part in parts for column in part}
@@ -207,7 +207,7 @@ def _trailing(rows: Sequence[str], separator: str, names: Sequence[str], parts: 
 
 
 def _bad_cell(rows: Sequence[str], separator: str, names: Sequence[str], wanted: Sequence[int]) -> str | None:
-    """The first cell that is no number."""
+    """A message about the first cell that is not a number."""
     for row, cells in enumerate(csv.reader(rows, delimiter=separator), 1):
         for column in wanted:
             cell = cells[column].strip() if column < len(cells) else ""

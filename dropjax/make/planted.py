@@ -1,4 +1,4 @@
-"""Planted stacks: drawn, not trained, and as hard to put together as the real puzzle, for any number of blocks.
+"""Planted stacks: drawn rather than trained, of any depth, and as hard to put together as the real puzzle.
 
 `plant` draws one, `measure` says how hard it came out, with the real puzzle's own figures to compare (paper, Sections 3
 and 4): right pairs' ratios within 1.76 and 3.23, wrong ones up to 0.58, and 4.3% of the pairs of blocks out of order in the
@@ -25,13 +25,13 @@ from dropjax.pairing.ratio import diagonal_dominance
 RATIOS = (1.85, 3.25)
 """Right pairs' ratios |tr(M)| / ‖M‖_F are drawn between these."""
 INVERTED = 0.045
-"""Part of the pairs of blocks whose sizes are out of order."""
+"""The share of pairs of blocks whose sizes are out of order."""
 GROWTH = 3.0
-"""How many times as large the last blocks' W_out are as the first ones'."""
+"""The ratio of the sizes of the last blocks' W_out to those of the first."""
 ROWS = 512
-"""Rows that a stack is balanced and measured on."""
+"""The number of rows on which a stack is balanced and measured."""
 EXACT = 16
-"""Swaps of neighbours scored exactly: those that are the least to first order."""
+"""The number of swaps of neighbours that are scored exactly: those with the least effect to first order."""
 
 
 class Difficulty(NamedTuple):
@@ -44,11 +44,11 @@ class Difficulty(NamedTuple):
     seed_order: str
     """The seed order with the fewest pairs of blocks out of order, of all in the portfolio that sort by a number."""
     inverted: float
-    """That part of the pairs of blocks."""
+    """The share of pairs of blocks out of order in it."""
     smallest_effect: float
     """RMS change of the outputs by the swap of neighbours that changes them least."""
     noise: float
-    """RMS difference of the float32 outputs from the same in float64."""
+    """RMS difference between the outputs in float32 and in float64."""
 
     @property
     def margin(self) -> float:
@@ -74,7 +74,7 @@ def plant(
     stack of any depth neither explodes nor forgets its input. Tables with as many factors as features suit best: the fewer
     directions the swaps' effects have, the more orders no swap of neighbours improves.
 
-    Raises `InputError` where d and h allow no such ratios.
+    Raises `InputError` if d and h allow no such ratios.
     """
     features = x.shape[1]
     w_in = rng.normal(size=(depth, hidden, features)) / features**0.5
@@ -90,7 +90,7 @@ def plant(
 
 @jax.jit
 def _balance(stack: Stack, x: Float[Array, "N d"]) -> Float[Array, "L d"]:
-    """The b_out that leaves every residual a mean of 0, where there was none before."""
+    """The b_out with which every residual has mean 0, for a stack without b_out."""
 
     def block(x: Float[Array, "N d"], halves: Int[Array, "2"]):
         r = residual(stack, halves, x)
@@ -133,7 +133,7 @@ def _sizes(jitter: Float[np.ndarray, " L"]) -> Float[np.ndarray, " L"]:
 
 
 def inverted(numbers: Float[np.ndarray, " L"]) -> float:
-    """Part of all pairs i < j with numbers[i] > numbers[j]."""
+    """The share of all pairs i < j with numbers[i] > numbers[j]."""
     count = len(numbers)
     return float(np.triu(numbers[:, None] > numbers, 1).sum() / max(1, count * (count - 1) / 2))
 

@@ -1,4 +1,4 @@
-"""Training a residual stack, and dropping it: puzzles whose answers the project knows.
+"""Training a residual stack and dropping it, which gives puzzles whose answers are known.
 
 `epochs` trains (the paper's Appendix A by default), `generate_table` makes a table worth learning, and `drop` shuffles
 the pieces' numbers. The same seeds give the same puzzle on the same machine; another machine's rounding gives other
@@ -50,7 +50,7 @@ class Recipe:
     """Momentum of sgd."""
     epochs: int = 200
     batch: int = 64
-    """Rows per step, or all there are."""
+    """Rows per step, or all rows if there are fewer."""
 
     def __post_init__(self) -> None:
         for name, known in (("activation", ACTIVATIONS), ("optimizer", OPTIMIZERS)):
@@ -89,7 +89,7 @@ EXAMPLE_RECIPE = {
     "keep_rows": 5_000,
     "seed": [1],
 }
-"""The example that ships with the package: where its training departs from the command line's defaults."""
+"""The training of the example in the package: the options that differ from the command line's defaults."""
 EXAMPLE_SHA256 = "c9b5d3b2e89ced7d6778cfae25104e4768e071d02c88475301704b663139f648"
 """SHA-256 of the example's answer, the numbers joined by commas."""
 
@@ -98,11 +98,11 @@ class Epoch(NamedTuple):
     """State, after an epoch, of S stacks that are trained at once."""
 
     number: int
-    """From 1."""
+    """The number of the epoch, from 1."""
     stacks: Stack
-    """Each array has S in front."""
+    """The stacks; each array has a leading axis of S."""
     loss: Float[Array, " S"]
-    """Mean MSE of the epoch's batches, each taken before it was learned from."""
+    """Mean MSE of the epoch's batches, each computed before its step."""
 
     def stack(self, i: int) -> Stack:
         """Stack i of the S."""

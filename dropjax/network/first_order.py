@@ -250,7 +250,7 @@ def proposals(network: Network, arrangement: Int[np.ndarray, "L P"], at: Lineari
 def _by_place(
     network: Network, arrangement: Int[np.ndarray, "L P"], place: Float[np.ndarray, " F"]
 ) -> Int[np.ndarray, "L P"]:
-    """Each kind's parts, or the blocks, in the order of their steps' places."""
+    """An arrangement with each kind's parts, or the blocks, in the order of their steps' places."""
     if not network.in_turn:
         return arrangement[np.argsort(place, kind="stable")]
     by_kind = place.reshape(network.depth, network.kinds)

@@ -94,7 +94,7 @@ def make(
 ) -> Network:
     """The network of these functions and parts; with `alone`, `loss` is a function of the outputs and of nothing else.
 
-    Raises `InputError` where the parts are none: not a tuple of pytrees whose arrays all have one leading axis.
+    Raises `InputError` if the parts are none: not a tuple of pytrees whose arrays all have one leading axis.
     """
     if isinstance(parts, dict | str) or not isinstance(parts, Sequence) or len(parts) == 0:
         raise InputError(f"parts: expected a tuple of P pytrees, one of each kind of part, got {type(parts).__name__}")
@@ -116,7 +116,7 @@ def make(
 def stack_parts(blocks: Sequence[PyTree]) -> PyTree[Shaped[Array, "L ..."]]:
     """One kind of part, for `order`, of its L blocks' pytrees: their arrays stacked on a leading axis.
 
-    Raises `InputError` where blocks differ in structure, or their arrays in shape.
+    Raises `InputError` if blocks differ in structure, or their arrays in shape.
     """
     if len(blocks) == 0:
         raise InputError("blocks: expected at least one, got none")
@@ -147,7 +147,7 @@ def _leading_axis(name: str, leaf: Any, leading: tuple[str, int] | None) -> tupl
 
 
 def check(network: Network, x: State, target: PyTree | None, own_loss: bool) -> None:
-    """Raises `InputError` where block, state, read-out, loss and target do not fit together; nothing is computed."""
+    """Raises `InputError` if block, state, read-out, loss and target do not fit together; nothing is computed."""
     rows = _rows(x)
     for name, tree in (*((f"parts[{p}]", part) for p, part in enumerate(network.parts)), ("x", x), ("target", target)):
         _finite(name, tree)
@@ -213,7 +213,7 @@ def _shapes(name: str, function: Callable, *arguments: Any) -> Any:
 
 
 def _alike(name: str, what: str, expected: PyTree, got: PyTree, types: bool = True) -> None:
-    """Raises `InputError` where two trees of shapes differ."""
+    """Raises `InputError` if two trees of shapes differ."""
     if jax.tree.structure(expected) != jax.tree.structure(got):
         raise InputError(
             f"{name}: expected the structure of {what}, {jax.tree.structure(expected)}, got {jax.tree.structure(got)}"

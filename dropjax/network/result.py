@@ -1,4 +1,4 @@
-"""What ordering a network returns: the arrangement, how sure it is, and how it came about."""
+"""The result of ordering a network: the arrangement, how it was found, and how certain it is."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from dropjax.network.moves import INSERTION
 
 
 class Minimum(StrEnum):
-    """How far a loss alone was lowered. A low loss is no proof of the right arrangement, so none of these is solved."""
+    """The kind of minimum found for a loss without a target. A low loss proves nothing: none of these counts as solved."""
 
     LOCAL = "local_minimum"
     """No exchange and no insertion, of parts of one kind or of whole blocks, lowers the loss over all rows."""
@@ -103,9 +103,9 @@ class Ordering:
     tolerance: float | None
     """The largest error that counts as exact: 1e-5, or float32's noise if that is larger."""
     ties: tuple[Move, ...]
-    """Moves from the answer that change its outputs by no more than float32's noise: no table can tell."""
+    """Moves from the answer that change its outputs by no more than float32's noise, so that no table can tell."""
     undecided: tuple[Move, ...]
-    """For a loss alone: moves that raise it by less than two standard errors over the rows."""
+    """Moves that raise the loss by less than two standard errors over the rows, if there is no target."""
     stages: Sequence[Stage]
     evaluations: int
     """Arrangements scored exactly, each from the first position where it parts from another one."""
@@ -137,7 +137,7 @@ class Check:
     """Whether the parts stand in the right order and, if not, the moves that mend it."""
 
     ordering: Ordering
-    """The best arrangement found; its row k is k, k, … where nothing is wrong."""
+    """The best arrangement found; row k is k, k, … if nothing is wrong."""
     wrong: tuple[int, ...]
     """Positions at which another part belongs, in the arrangement found."""
     mending: tuple[Move, ...]

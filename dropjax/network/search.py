@@ -31,7 +31,7 @@ GUIDED_FROM = 12
 """With at least this many steps, moves are scored to first order before any is tried: that needs another compiled
 program."""
 JOINTLY_FROM = 20
-"""The same threshold in blocks if one function runs all parts of a block: the scores then take P·L² runs of a block."""
+"""The threshold in blocks instead, if one function runs all parts of a block: scores then take P·L² runs of a block."""
 SAMPLES = 64
 """Rows times combinations of outputs that first-order scores and regressions on flips use, with at least two combinations.
 More of them tell hardly more, and each combination costs a pass back."""

@@ -83,7 +83,7 @@ def order(
     `noise_floor`. Arrays of states take up to half of `memory`, in bytes. `interrupted` is called between batches. Results
     that a `journal` holds are not computed again; `identity` returns what they depend on.
 
-    Raises `InputError` where these do not fit together.
+    Raises `InputError` if these do not fit together.
     """
     network = protocol.make(block, parts, read_out, loss, alone=target is None and loss is not None)
     if target is None and loss is None:

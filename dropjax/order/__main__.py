@@ -30,10 +30,10 @@ INPUTS, OUTPUTS, MASK = (
     ("target", "outputs", "last_hidden_state"),
     ("mask", "attention_mask"),
 )
-"""Keys of recorded hidden states; the first one that is there is taken."""
+"""Keys of recorded hidden states; the first one in the file is used."""
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-"""What checkpoints are called in a model's folder."""
+"""Names of checkpoints in a model's folder."""
 
 ROWS, TOKENS = 8, 16
 """Shape of the random tokens that are used if no inputs are given."""
@@ -54,17 +54,21 @@ def parser() -> console.Parser:
         "--inputs", type=Path, metavar="FILE", help=f"{INPUTS[0]} [N,T,d] before the first layer, {MASK[0]} [N,T]"
     )
     data.add_argument(
-        "--outputs", type=Path, metavar="FILE", help=f"{OUTPUTS[0]} [N,T,d] behind the last layer; may be the same"
+        "--outputs", type=Path, metavar="FILE", help=f"{OUTPUTS[0]} [N,T,d] after the last layer; may be the same file"
     )
-    data.add_argument("--shuffle", type=int, metavar="SEED", help="drop a sound MODEL first; needs no recorded states")
+    data.add_argument(
+        "--shuffle", type=int, metavar="SEED", help="shuffle the layers of an intact MODEL first; needs no recorded states"
+    )
     search = p.add_argument_group("search")
     search.add_argument(
-        "--parts", type=int, choices=tuple(PARTS), default=2, help="of a layer that may stand apart (%(default)s)"
+        "--parts", type=int, choices=tuple(PARTS), default=2, help="parts of a layer that may be separated (%(default)s)"
     )
-    search.add_argument("--heads", type=positive(int), help="of attention (default: as config.json beside MODEL says)")
-    search.add_argument("--time-limit", type=positive(float), metavar="SECONDS", help="search on until then, if need be")
-    search.add_argument("--checkpoint", type=Path, metavar="FILE", help="where the search keeps what it has found so far")
-    search.add_argument("--resume", action="store_true", help="go on with what --checkpoint holds, to the same answer")
+    search.add_argument(
+        "--heads", type=positive(int), help="number of attention heads (default: from config.json beside MODEL)"
+    )
+    search.add_argument("--time-limit", type=positive(float), metavar="SECONDS", help="keep trying until the time is up")
+    search.add_argument("--checkpoint", type=Path, metavar="FILE", help="file in which the search keeps its results so far")
+    search.add_argument("--resume", action="store_true", help="continue the search in --checkpoint")
     search.add_argument("--random-seed", type=int, default=0, help="of the search (%(default)s)")
     machine = p.add_argument_group("machine")
     machine.add_argument("--platform", choices=("cpu", "gpu", "cuda", "rocm", "tpu"))
@@ -73,29 +77,29 @@ def parser() -> console.Parser:
     result = p.add_argument_group("results")
     result.add_argument("--out", type=Path, metavar="FILE", help="MODEL with its layers in order, a .safetensors")
     result.add_argument("--json", type=Path, metavar="FILE", help="the whole record")
-    result.add_argument("--quiet", action="store_true", help="print the arrangement alone")
+    result.add_argument("--quiet", action="store_true", help="print only the arrangement")
     return p
 
 
 class Followed(Progress):
-    """A line for each stage when it has ended, and one about the stage under way."""
+    """Shows a line about each stage when it has ended, and one about the running stage."""
 
     def __init__(self, shown: console.Silent) -> None:
         self.shown = shown
 
     def begins(self, stage: str) -> None:
-        """Shows the stage."""
+        """Shows the stage that begins."""
         self.shown.begins(stage)
 
     def ends(self, stage: Stage) -> None:
-        """Prints the stage."""
+        """Prints the stage that has ended."""
         moves = f"  {stage.moves} moves" if stage.moves else ""
         rows = f"loss {stage.loss:.3g} on {stage.rows} rows"
         self.shown.says(f"{stage.name:<16} {stage.seconds:7.2f} s  {rows}  {stage.evaluations:,} evaluations{moves}")
 
 
 def recorded(args: argparse.Namespace, encoder: Encoder) -> tuple[State, Float32[np.ndarray, "N T d"] | None]:
-    """The state before the first layer, and the outputs where they are given."""
+    """The state before the first layer, and the outputs if they are given."""
     target = None if args.outputs is None else read_recorded(args.outputs, OUTPUTS)
     if args.inputs is None:
         tokens = np.random.default_rng(args.shuffle).integers(0, encoder.vocabulary(), (ROWS, TOKENS))
@@ -120,18 +124,18 @@ def shuffled(parts: tuple, seed: int) -> tuple[tuple, Int[np.ndarray, "L P"]]:
 
 
 def behind(block, parts: tuple, state: State) -> Float32[np.ndarray, "N T d"]:
-    """What the layers as they stand make of a state."""
+    """The state after all layers in the order of the checkpoint."""
     last, _ = jax.jit(lambda parts, state: jax.lax.scan(lambda s, part: (block(part, s), None), state, parts))(parts, state)
     return np.asarray(last.x)
 
 
 def read_out(state: State):
-    """The hidden states, which outputs are compared with."""
+    """The hidden states that outputs are compared with."""
     return state.x
 
 
 def verdict(found: Check, encoder: Encoder, answer: Int[np.ndarray, "L P"] | None) -> list[str]:
-    """The closing lines."""
+    """The closing lines: the outcome, the error and the order of the layers."""
     ordering, names = found.ordering, PART_NAMES[found.ordering.arrangement.shape[1]]
     lines = [found.described(names)]
     if ordering.solved:
@@ -153,7 +157,7 @@ def verdict(found: Check, encoder: Encoder, answer: Int[np.ndarray, "L P"] | Non
 
 
 def write_model(path: Path, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
-    """The checkpoint's tensors, bit for bit, under their new names."""
+    """Writes the checkpoint's tensors, bit for bit, under their new names."""
     arrays = {}
     with safe_open(checkpoint.path, "numpy") as file:
         for name in file.keys():  # noqa: SIM118  # no mapping
@@ -163,7 +167,7 @@ def write_model(path: Path, checkpoint: Checkpoint, names: Mapping[str, str]) ->
 
 
 def check_arguments(p: console.Parser, args: argparse.Namespace) -> None:
-    """Ends with one line where arguments do not go together; a folder becomes the checkpoint in it."""
+    """Refuses arguments that contradict one another in one line; replaces a folder by the checkpoint in it."""
     held = [args.model / name for name in FILES if (args.model / name).is_file()]
     if args.model.is_dir() and not held:
         p.error(f"{args.model}: expected a folder with {' or '.join(FILES)} in it, got none of them")
@@ -182,7 +186,7 @@ def check_arguments(p: console.Parser, args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0 where the outputs are reproduced, 1 where they are not, 2 for bad input."""
+    """Runs the command; the exit status is 0 if the outputs are reproduced, 1 if not, and 2 for bad input."""
     begun = time.perf_counter()
     p = parser()
     args = p.parse_args(argv)

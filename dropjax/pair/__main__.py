@@ -36,37 +36,39 @@ def parser() -> console.Parser:
     """The command line's arguments."""
     p = console.Parser(prog="python -m dropjax.pair", description="Pair the halves of a checkpoint's MLPs by their weights.")
     p.add_argument("file", type=Path, help=".safetensors, .pth or .bin, or an .index.json")
-    which = p.add_argument_group("which tensors are halves (default: told by names, or else shapes)")
+    which = p.add_argument_group("which tensors are halves (default: by names, or else by shapes)")
     which.add_argument(
-        "--in", dest="ins", metavar="GLOB", help="names of the input halves, of gated MLPs the up projections"
+        "--in", dest="ins", metavar="GLOB", help="names of the input halves (in gated MLPs, the up projections)"
     )
     which.add_argument("--out", dest="outs", metavar="GLOB", help="names of the output halves")
     which.add_argument("--gate", metavar="GLOB", help="names of the gate projections")
     which.add_argument(
         "--transposed",
         action=argparse.BooleanOptionalAction,
-        help="stored [in, out] (default: as biases, names and norms say)",
+        help="weights are stored [in, out] (default: from biases, names and norms)",
     )
     which.add_argument("--fold-norm", metavar="GLOB", help="normalisation gains to fold into the input halves")
-    which.add_argument("--path", choices=(*PATHS, "all"), help="pair paths of this kind, or of every kind that is there")
+    which.add_argument("--path", choices=(*PATHS, "all"), help="pair paths of this kind, or of every kind in the file")
     which.add_argument(
-        "--heads", type=int, metavar="N", help="number of query heads (default: as a config.json beside it says)"
+        "--heads", type=int, metavar="N", help="number of query heads (default: from a config.json beside FILE)"
     )
     how = p.add_argument_group("pairing")
     how.add_argument("--signal", choices=(*CHOICES, *heads.NAMES, *chains.NAMES), default="auto")
-    how.add_argument("--shuffles", type=int, default=SHUFFLES, help="copies with shuffled hidden units to compare with")
+    how.add_argument(
+        "--shuffles", type=int, default=SHUFFLES, help="number of copies with shuffled hidden units to compare with"
+    )
     how.add_argument("--check", action="store_true", help="shuffle the halves, pair them, and compare with their names")
     how.add_argument("--baselines", action="store_true", help="also pair fresh random weights of the same shapes")
     how.add_argument("--random-seed", type=int, default=0)
     result = p.add_argument_group("results")
     result.add_argument("--out-dir", type=Path, metavar="DIR", help="pairing.json and, without --path, heatmap.png")
     result.add_argument("--json", type=Path, metavar="FILE", help="pairing.json alone")
-    result.add_argument("--quiet", action="store_true", help="print the pairs' names alone")
+    result.add_argument("--quiet", action="store_true", help="print only the pairs' names")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Pairs one checkpoint; the exit status is 0 for `paired` where every half could be read, 1 for anything else, and 2 for
+    """Pairs one checkpoint; the exit status is 0 for `paired` if every half could be read, 1 for anything else, and 2 for
     bad input."""
     start = time.perf_counter()
     args = _arguments(argv)
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _mlps(args: argparse.Namespace, checkpoint: checkpoints.Checkpoint, say: Say, start: float) -> int:
-    """Pairs the halves of MLPs; the exit status is 0 where they are `paired` and every half could be read."""
+    """Pairs the halves of MLPs; the exit status is 0 if they are `paired` and every half could be read."""
     mlps = halves.find_halves(checkpoint, args.ins, args.outs, args.gate, args.transposed, args.fold_norm)
     say(results.chosen(args.file.name, mlps))
     if args.check:
@@ -112,7 +114,7 @@ def _mlps(args: argparse.Namespace, checkpoint: checkpoints.Checkpoint, say: Say
 
 
 def _paths(args: argparse.Namespace, checkpoint: checkpoints.Checkpoint, say: Say, start: float) -> int:
-    """Pairs the paths that `--path` asks for; the exit status is 0 where all are `paired` and nothing was left out."""
+    """Pairs the paths that `--path` names; the exit status is 0 if all are `paired` and nothing was left out."""
     say([f"{args.file.name}:"])
     device.configure()
     try:
@@ -128,7 +130,7 @@ def _paths(args: argparse.Namespace, checkpoint: checkpoints.Checkpoint, say: Sa
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments, of which all that can be known to be wrong is refused now."""
+    """The arguments, after all checks that need no checkpoint."""
     p = parser()
     args = p.parse_args(argv)
     if args.shuffles < 3:
@@ -154,7 +156,7 @@ def _judged(args: argparse.Namespace, pair_of_sides: Halves) -> Judged:
 
 
 def _pairings(args: argparse.Namespace, mlps: halves.Mlps, say: Say) -> tuple[dict[str, Judged], dict[str, dict[str, Any]]]:
-    """Each two kinds of halves paired, and what the JSON says of it; gated MLPs are paired three ways."""
+    """The pairing of each two kinds of halves and its JSON record; gated MLPs are paired three ways."""
     kinds = [(mlps.first, "out"), *([("gate", "out"), ("gate", "up")] if "gate" in mlps.sides else [])]
     found: dict[str, Judged] = {}
     records: dict[str, dict[str, Any]] = {}

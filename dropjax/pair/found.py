@@ -23,7 +23,7 @@ MLPS = ("in-out", "up-out", "gate-out", "gate-up")
 
 @dataclass(frozen=True)
 class Reordered:
-    """Halves in another order on either side."""
+    """Halves with another order on each side."""
 
     halves: Halves
     ours: Int[np.ndarray, " L"]
@@ -31,7 +31,7 @@ class Reordered:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(L, h, d)."""
+        """The shape (L, h, d) of the halves."""
         return self.halves.shape
 
     def units(self, start: int, stop: int) -> tuple[Float[np.ndarray, "L s d"], Float[np.ndarray, "L s d"]]:
@@ -73,7 +73,7 @@ def random_factors(chains: tuple[int, int, int, int], seed: int) -> Factors:
 
 @dataclass(frozen=True)
 class Found:
-    """Paths of one kind, as something to be paired."""
+    """Paths of one kind that can be paired."""
 
     kind: str
     ours: list[str]
@@ -88,7 +88,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Layers:
-    """Attentions and MLPs of the same layers, which names tell."""
+    """Attentions and MLPs of the same layers, by their names."""
 
     attentions: list[str]
     mlps: list[str]
@@ -145,7 +145,7 @@ def _mlps(args: argparse.Namespace, checkpoint: Checkpoint, kinds: Sequence[str]
 
 
 def _layers(args: argparse.Namespace, checkpoint: Checkpoint) -> Iterator[Layers]:
-    """The layers, where as many attentions as MLPs are told by names that tell which stand together."""
+    """The layers, if there are as many attentions as MLPs and their names show which belong together."""
     paths = attention.find(checkpoint, "value-output", args.heads or 0, args.transposed)
     try:
         mlps = halves.find_halves(checkpoint, args.ins, args.outs, args.gate, args.transposed, args.fold_norm)
@@ -169,7 +169,7 @@ def _layers(args: argparse.Namespace, checkpoint: Checkpoint) -> Iterator[Layers
 
 
 def left_unpaired(checkpoint: Checkpoint, missing: Sequence[str]) -> list[str]:
-    """Lines for tensors that are called parts of paths of the missing kinds, so that nothing is left out in silence."""
+    """Lines about tensors with the names of paths of the missing kinds, so that nothing is left out silently."""
     shapes = {**checkpoint.shapes, **checkpoint.unread}
     of_attention = [n for n, shape in shapes.items() if len(shape) > 1 and families.reason_to_skip(n) == "of attention"]
     of_mlps = [n for n in checkpoint.unread if families.is_half(n) and not families.reason_to_skip(n)]

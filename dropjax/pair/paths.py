@@ -1,4 +1,4 @@
-"""`python -m dropjax.pair FILE --path NAME`: paths of any kind, each with a verdict of its own."""
+"""`python -m dropjax.pair FILE --path NAME`: paths of any kind, each with its own verdict."""
 
 import argparse
 import time
@@ -24,7 +24,7 @@ Say = Callable[[Sequence[str]], None]
 
 
 def judged(args: argparse.Namespace, kind: str, readings: Sequence[Halves], head: int) -> tuple[Judged, int]:
-    """The pairing by the reading that separates best, and which that is."""
+    """The pairing by the reading that separates best, and the index of that reading."""
     signals = None if args.signal == "auto" else (args.signal,)
     pairings = []
     for one in readings:
@@ -38,7 +38,7 @@ def judged(args: argparse.Namespace, kind: str, readings: Sequence[Halves], head
 def pair_paths(args: argparse.Namespace, checkpoint: Checkpoint, say: Say) -> tuple[dict[str, Any], bool]:
     """Pairs every path that is asked for: what the JSON says of each, and whether all are paired and nothing was left out.
 
-    Raises `InputError` where there is none, and ValueError for a signal that a path does not have.
+    Raises `InputError` if there is none, and ValueError for a signal that a path does not have.
     """
     kinds = list(PATHS) if args.path == "all" else [args.path]
     records: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def pair_paths(args: argparse.Namespace, checkpoint: Checkpoint, say: Say) -> tu
         raise InputError(f"{checkpoint.path}: expected at least 2 paths ({', '.join(kinds)}) by their names, got none")
     if len(kinds) > 1 and (missing := [kind for kind in kinds if kind not in records]):
         left = left_unpaired(checkpoint, missing)
-        say([f"not there, or not told by names: {', '.join(missing)}", *left])
+        say([f"not there, or not found by names: {', '.join(missing)}", *left])
         good &= not left
     return records, good
 
@@ -90,7 +90,7 @@ def _pairs(args: argparse.Namespace, one: Found, say: Say) -> tuple[dict[str, An
 
 
 def _of_layers(args: argparse.Namespace, one: Layers, say: Say) -> tuple[dict[str, Any], str, bool]:
-    """Attentions paired with MLPs: what the JSON says of it, the verdict, and whether nothing was left out."""
+    """Pairs attentions with MLPs: the JSON record, the verdict, and whether nothing was left out."""
     depth = len(one.mlps)
     say([f"layer: {depth} attentions and MLPs, d = {one.width:,}"])
     rng = np.random.default_rng(args.random_seed)

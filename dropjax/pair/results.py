@@ -1,4 +1,4 @@
-"""What `python -m dropjax.pair` says of pairings: lines for people, a record for the JSON, and a picture."""
+"""The results of `python -m dropjax.pair`: lines for readers, a record for the JSON, and a picture."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ class Names(NamedTuple):
 
 
 def chosen(name: str, mlps: Mlps) -> list[str]:
-    """What is paired and what is not."""
+    """Lines about what is paired and what is not."""
     kind = "gated MLPs" if "gate" in mlps.sides else "MLPs"
     lines = [f"{name}: {mlps.depth} {kind}, d = {mlps.width:,}, h = {mlps.hidden:,}"]
     return [
@@ -31,13 +31,13 @@ def chosen(name: str, mlps: Mlps) -> list[str]:
 
 
 def selection(mlps: Mlps) -> dict[str, Any]:
-    """What the JSON says of the selection."""
+    """The selection as JSON holds it."""
     chosen = {kind: [name + side.label for name in sorted(side.names, key=natural)] for kind, side in mlps.sides.items()}
     return {"mlps": mlps.depth, "chosen": chosen, **mlps.account.record(mlps.transposed), "others": mlps.others}
 
 
 def chance(count: int) -> str:
-    """What guessing gets right: one pair on average, and all of them once in L! times."""
+    """Words about what guessing gets right: one pair on average, and all of them once in L! times."""
     return f"guessing gets 1 of {count} right on average"
 
 
@@ -55,7 +55,7 @@ def table(names: Names, found: Judged) -> list[str]:
 
 
 def summary(found: Judged, limits: str) -> list[str]:
-    """The signal, what speaks for it, and the verdict; `limits` is what it says nothing of."""
+    """The signal, the evidence for it, and the verdict; `limits` tells what the verdict does not cover."""
     best = sorted(found.separations.items(), key=lambda item: -item[1])
     ranking = ", ".join(f"{name} {value:.3g}" for name, value in best)
     in_doubt = len(doubtful(found))
@@ -71,7 +71,7 @@ def summary(found: Judged, limits: str) -> list[str]:
 
 
 def record(names: Names, found: Judged, truth: Int[np.ndarray, " L"] | None) -> dict[str, Any]:
-    """What the JSON says of one pairing."""
+    """One pairing as JSON holds it."""
     pairs = [
         {
             "in": names.ours[i],
@@ -100,7 +100,7 @@ def record(names: Names, found: Judged, truth: Int[np.ndarray, " L"] | None) -> 
 
 
 def heat_map(path: Path, title: str, found: Judged) -> None:
-    """The scores as they came and with the output halves in their partners' places, as a PNG."""
+    """Draws the scores, in the order of the file and with the output halves in their partners' places, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5), layout="constrained")

@@ -34,9 +34,9 @@ class Origins:
     best: Int[np.ndarray, " A"]
     """The likeliest layer of theirs, whatever the verdict; several of ours may have the same."""
     certainty: Float[np.ndarray, " A"]
-    """By how many standard deviations of unrelated layers' scores the likeliest layer stands above their mean."""
+    """The distance of the likeliest layer's score from the mean of unrelated ones, in their standard deviations."""
     margin: Float[np.ndarray, " A"]
-    """By how many standard deviations it stands above the second likeliest; ∞ if there is no second."""
+    """Its distance from the second likeliest, in standard deviations; ∞ if there is no second."""
     clear: float
     """The certainty, and the margin, from which a layer is beyond chance."""
 

@@ -89,7 +89,8 @@ class Extra(NamedTuple):
 
     names: tuple[str, ...]
     scores: Callable[[int, int, int], dict[str, list[Float[np.ndarray, "L L"]]]]
-    """From shuffles, a seed, bytes of memory: every signal's scores of the halves as they are and of each shuffled copy."""
+    """A function of a number of shuffles, a seed, and bytes of memory. It returns every signal's scores of the halves and
+    of each shuffled copy."""
 
 
 def portfolio(

@@ -37,7 +37,7 @@ FRESH = {
 
 
 class Pages:
-    """The report's files in a folder: figures as they are drawn, and the page once more after each part."""
+    """The files of the report in a folder. Figures are written as they are drawn, and the page again after each part."""
 
     def __init__(self, folder: Path, title: str, step: "Step") -> None:
         self.folder, self.title, self.step = folder, title, step
@@ -64,7 +64,7 @@ class Pages:
 
 
 def draw(description: str, make: Callable[..., Any]) -> tuple[bytes, Drawn]:
-    """A figure: PNG, and SVG in both layouts."""
+    """Draws a figure as PNG, and as SVG in both layouts."""
     from dropjax.reporting.figures import STYLE
 
     def saved(figure: Any, form: str) -> bytes:
@@ -75,7 +75,7 @@ def draw(description: str, make: Callable[..., Any]) -> tuple[bytes, Drawn]:
     with own_drawing(STYLE):
         wide, narrow = make(), make(narrow=True)
         wide.draw_without_rendering()
-        wide.set_layout_engine("none")  # settled: not once more for the second file
+        wide.set_layout_engine("none")  # settled now, so that the second file has the same layout
         alt = f"{' '.join(wide.get_suptitle().split())}. {description}"
         return saved(wide, "png"), Drawn(saved(wide, "svg"), saved(narrow, "svg"), alt)
 
@@ -84,20 +84,20 @@ def draw(description: str, make: Callable[..., Any]) -> tuple[bytes, Drawn]:
 
 
 class Searching(Progress):
-    """Passes on how far the search is that one of the steps is."""
+    """Passes on the progress of the search, which is one of the report's steps."""
 
     def __init__(self, shown: Progress) -> None:
         self.shown = shown
 
     def goes_on(self, status: Status) -> None:
-        """Keeps the bar, which is the report's."""
+        """Shows the search's status without its bar; the bar is the report's."""
         self.shown.goes_on(status._replace(done=0, of=STEPS))
 
 
 @contextmanager
 def steps(quiet: bool) -> Iterator[tuple["Step", Progress]]:
-    """A step's beginning, and the search's progress: a bar on a terminal; in a log a line for each step, and one every ten
-    seconds."""
+    """A function that begins a step, and the progress of the search: a bar on a terminal; in a log a line for each step, and
+    one every ten seconds."""
     start, begun, written_over = time.perf_counter(), itertools.count(), console.is_terminal()
     with console.progress(quiet) as progress:
 
@@ -111,7 +111,7 @@ def steps(quiet: bool) -> Iterator[tuple["Step", Progress]]:
 
 
 STEPS = 28
-"""Of a report with every figure: solving, its parts, figures, the page."""
+"""The number of steps of a report with every figure: solving, the parts, the figures, and the page."""
 
 
 def parser() -> console.Parser:
@@ -119,10 +119,10 @@ def parser() -> console.Parser:
     p = console.Parser(
         prog="python -m dropjax.report",
         description=(__doc__ or "").split(": ", 1)[-1].capitalize(),
-        done="0 done and solved; 1 not solved, or interrupted: the page tells of the best order so far, or of what was done",
+        done="0 done and solved; 1 not solved, or interrupted: the page shows the best order so far, or what was done",
     )
     p.add_argument("puzzle", type=Path, help="a puzzle folder or a converted .safetensors")
-    p.add_argument("out", type=Path, metavar="OUT_DIR", help="index.html, numbers.json and figures, as they come")
+    p.add_argument("out", type=Path, metavar="OUT_DIR", help="folder for index.html, numbers.json and figures")
     p.add_argument(
         "--train",
         choices=tuple(FRESH),
@@ -130,9 +130,9 @@ def parser() -> console.Parser:
         help="the freshly trained stack: Adam 1e-3 for 20 epochs, the paper's Appendix A (minutes), or none (%(default)s)",
     )
     p.add_argument("--activation", choices=(*ACTIVATIONS, "auto"), default="relu", help="auto tries every one (%(default)s)")
-    p.add_argument("--roles", type=Path, metavar="FILE", help="JSON: piece number → in, out or last, where h = d")
+    p.add_argument("--roles", type=Path, metavar="FILE", help="JSON: piece number → in, out or last, if h = d")
     p.add_argument("--initial-order", type=Path, metavar="FILE", help="a permutation to start from, such as a known answer")
-    p.add_argument("--time-limit", type=float, metavar="SECONDS", help="of the search for the order")
+    p.add_argument("--time-limit", type=float, metavar="SECONDS", help="time limit of the search")
     p.add_argument("--platform", choices=("cpu", "gpu", "cuda", "rocm", "tpu"))
     p.add_argument("--no-cache", action="store_true", help="keep no compiled programs between runs")
     p.add_argument("--quiet", action="store_true", help="print nothing")
@@ -140,7 +140,7 @@ def parser() -> console.Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Makes the report; the exit status is 0 where the puzzle was solved, 1 where it was not or the report is unfinished."""
+    """Makes the report; the exit status is 0 if the puzzle was solved, 1 if it was not or the report is unfinished."""
     args = parser().parse_args(argv)
     ensure_matplotlib("report")
     ensure_writable(args.out, folder=True)
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make(args: argparse.Namespace, pages: Pages, progress: Progress) -> Solution:
-    """Solves the puzzle and writes the report on it; KeyboardInterrupt where it was to stop, once there is a page."""
+    """Solves the puzzle and writes the report. Raises KeyboardInterrupt if it is asked to stop once there is a page."""
     with console.interruptions() as interrupted:
         puzzle = load(args.puzzle, None if args.roles is None else read_roles(args.roles))
         initial = None if args.initial_order is None else read_permutation(args.initial_order)

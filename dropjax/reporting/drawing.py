@@ -1,4 +1,4 @@
-"""matplotlib as it comes: none of the user's settings is to change a figure, or to be in its way."""
+"""Drawing with matplotlib's own settings, so that the user's settings neither change a figure nor prevent it."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from dropjax.core.errors import InputError
 
 
 def ensure_matplotlib(who: str) -> None:
-    """Raise `InputError` in the name of `who` wants to draw where matplotlib cannot be used."""
+    """Raise `InputError`, whose message names `who` wants to draw, if matplotlib cannot be used."""
     os.environ["MPLBACKEND"] = "Agg"  # one that does not exist would be in the way of the import
     logging.getLogger("matplotlib").setLevel(logging.CRITICAL)  # of fonts, and of folders that cannot be written to
     try:
@@ -23,7 +23,7 @@ def ensure_matplotlib(who: str) -> None:
 
 @contextmanager
 def own_drawing(style: dict[Any, Any] | None = None) -> Iterator[None]:
-    """Within it figures are made and saved with matplotlib's own settings, and `style` where it is given."""
+    """Within this context, figures are made and saved with matplotlib's own settings and `style`, if it is given."""
     import matplotlib
 
     with matplotlib.rc_context():

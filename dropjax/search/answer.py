@@ -1,4 +1,4 @@
-"""An answer beside its yardstick: the outcome that its errors amount to, and how other orders are told from it."""
+"""An answer and its yardstick: the outcome that its errors amount to, and the comparison of other orders with it."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ FINE = 0.3
 """Rounding finer than this fraction of pred's spread acts like noise that is independent of the outputs."""
 
 SURE = 3.0
-"""An order is told from the answer if its MSE is this many standard errors higher."""
+"""An order is distinguished from the answer if its MSE is this many standard errors higher."""
 
 
 class Compared(NamedTuple):
@@ -25,7 +25,7 @@ class Compared(NamedTuple):
     change: Float[np.ndarray, "*K"]
     """Mean square of the difference between an order's outputs and the answer's."""
     beyond: Float[np.ndarray, "*K"]
-    """By how much the order's errors exceed what rounding explains."""
+    """The excess of the order's errors over what rounding explains."""
 
 
 class Answer(NamedTuple):
@@ -71,7 +71,7 @@ class Answer(NamedTuple):
         return self.yardstick.bound is None or not self.beyond(mesh.fetch(self.passed.outputs)).any()
 
     def beyond(self, outputs: Float[np.ndarray, "N o"]) -> Float[np.ndarray, "N o"]:
-        """By how much an order's errors exceed what rounding explains."""
+        """The excess of an order's errors over what rounding explains, value by value."""
         limit = self.yardstick.limit(self.float32)
         return np.maximum(np.abs(outputs - self.problem.table.pred) - limit, 0)
 

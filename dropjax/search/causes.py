@@ -67,7 +67,7 @@ class FromX(NamedTuple):
 
 
 def noise_of_x(stack: Stack, x: Float[np.ndarray, "N d"]) -> FromX | None:
-    """The noise of x's rounding in the outputs of a stack in order; None where no column of x is rounded."""
+    """The noise of x's rounding in the outputs of a stack in order; None if no column of x is rounded."""
     decimals = [rounded_to(column) for column in x[:ROWS].T]
     known = [to for to in decimals if to is not None]
     if not known:

@@ -15,15 +15,15 @@ from dropjax.search.pair_rungs import ROUGH, likeliest_pairs
 from dropjax.search.rungs import Climbed, Ground, Rows
 
 ORDERS_WAITED = 4
-"""Orders by least squares in a row that may be no better than the best so far."""
+"""The most consecutive orders by least squares that may be no better than the best so far."""
 ORDERS_JUDGED = 4
-"""Proposed orders that are judged on many rows."""
+"""The number of proposed orders that are judged on many rows."""
 PLACED = 8
-"""Rounds of placing in one look, for what is known of deep stacks' places is large; then guided repair may end it."""
+"""Rounds of placing in one step; few, because the data on deep stacks' places are large. Guided repair may then end it."""
 REPAIRED = 16
-"""Rounds of guided repair that it then has, and again as long as they halve the MSE."""
+"""Rounds of guided repair after that, repeated as long as they halve the MSE."""
 ANNEALED = 20
-"""Rounds of annealing in one look."""
+"""Rounds of annealing in one step."""
 PAIRED_EVERY = 1000
 """Rounds of annealing between two trials of pairs by least squares."""
 
@@ -50,11 +50,11 @@ class ByFlips:
         return ByFlipsState(best.afresh(), best.afresh(), frozenset([best.arrangement.tobytes()]), 0)
 
     def ended(self, at: ByFlipsState) -> bool:
-        """It ends where nothing is left to find, or after some orders that are no better."""
+        """Whether nothing is left to find, or several orders in a row were no better."""
         return at.waited >= ORDERS_WAITED or not self.ground.unfinished(at.best)
 
     def look(self, at: ByFlipsState) -> Climbed:
-        """The best of the orders proposed that are new; `at.last` where none is."""
+        """The best of the new proposed orders; `at.last` if there is none."""
         ground, memory = self.ground, self.ground.context.memory
         proposed = orders(ground.stack, at.last.arrangement, *ground.many, memory=memory)
         scores = np.asarray(score_arrangements(ground.stack, proposed, *ground.few, memory=memory))
@@ -82,13 +82,13 @@ class ByPlacesState(NamedTuple):
     start: Int[np.ndarray, "L 2"]
     """The arrangement that places are counted from."""
     last: tuple[Placing | None, Climbed]
-    """What is known of the places, and the order by them, repaired; None where there was nothing left to find."""
+    """The state of the places, and the order by them after repair; None if there was nothing left to find."""
     best: Climbed
 
 
 @dataclass(frozen=True)
 class ByPlaces:
-    """The order by its blocks' places (`ordering.places`), from what the start's own errors say."""
+    """The order by its blocks' places (`ordering.places`), which begin with the evidence of the start's errors."""
 
     ground: Ground
 
@@ -101,14 +101,14 @@ class ByPlaces:
         return ByPlacesState(best.arrangement, (placing, best), best)
 
     def ended(self, at: ByPlacesState) -> bool:
-        """It ends where the places are certain or stall, or an order is exact."""
+        """Whether the places are certain or stall, or an order is exact."""
         placing, _ = at.last
         if placing is None or not self.ground.unfinished(at.best):
             return True
         return bool(placing.ended) or placing.mse <= self.ground.exact
 
     def look(self, at: ByPlacesState) -> tuple[Placing, Climbed]:
-        """Some rounds of placing and, where one of them found a better order, guided repair from it."""
+        """Some rounds of placing and, if one of them found a better order, guided repair from it."""
         ground, (placing, _) = self.ground, at.last
         assert placing is not None  # else it has ended
         rounds = placing.rounds
@@ -120,7 +120,7 @@ class ByPlaces:
         return placing, found._replace(evaluations=found.evaluations + int(placing.rounds - rounds))
 
     def _repaired(self, arrangement: Int[np.ndarray, "L 2"]) -> Climbed:
-        """The order, or that by guided repair from it: where places are all but certain, neighbours are left."""
+        """The order, or a better one by guided repair: once places are nearly certain, only neighbours may be wrong."""
         ground, halved, at = self.ground, True, start_guided(arrangement)
         exact, most, memory = np.float32(ground.exact), np.int32(REPAIRED), ground.context.memory // 2  # beside places' own
         while halved and not at.finished and not ground.context.agreed_stop():
@@ -148,7 +148,7 @@ class AnnealingState(NamedTuple):
 
 @dataclass(frozen=True)
 class Annealing:
-    """One annealing on some rows; on the way, pairs by least squares are taken where they help."""
+    """One annealing on some rows; from time to time, pairs by least squares are tried and kept if they help."""
 
     ground: Ground
     rows: Rows
@@ -163,11 +163,11 @@ class Annealing:
         return AnnealingState(start_annealing(best.arrangement, self.seed))
 
     def ended(self, at: AnnealingState) -> bool:
-        """It ends with its schedule, or where an order is exact on its rows."""
+        """Whether the schedule has ended, or an order is exact on its rows."""
         return int(at.last.rounds) >= self.rounds or float(at.last.best_mse) <= self.ground.exact
 
     def look(self, at: AnnealingState) -> Annealed:
-        """Some rounds more, and from time to time the likeliest other pairs."""
+        """Some more rounds, and from time to time the likeliest other pairs."""
         self.ground.context.tell(mse=float(at.last.best_mse), done=int(at.last.rounds), of=self.rounds)
         schedule = np.float32(self.hot), np.float32(self.cold), np.int32(self.rounds), np.int32(ANNEALED)
         after = anneal_rounds(self.ground.stack, at.last, *self.rows, *schedule)

@@ -10,11 +10,11 @@ from dropjax.pairing.least_squares import proposals
 from dropjax.search.rungs import Climbed, Ground, RungMaker, climb
 
 SIZES = (12, 16, 24, 48)
-"""Doubtful pairs that a regression is fitted to."""
+"""The most doubtful pairs in one regression."""
 ROUGH = 0.5
-"""Fraction of pred's variance that an order's MSE has to be under for least squares to be tried on it."""
+"""Least squares is tried on an order only if its MSE is below this fraction of pred's variance."""
 PAIRINGS_JUDGED = 4
-"""Proposed pairings that are judged on many rows."""
+"""The number of proposed pairings that are judged on many rows."""
 
 
 def other_pairings(ground: Ground, arrangement: Int[np.ndarray, "L 2"]) -> list[Int[np.ndarray, "L 2"]]:
@@ -24,7 +24,7 @@ def other_pairings(ground: Ground, arrangement: Int[np.ndarray, "L 2"]) -> list[
 
 
 def likeliest_pairs(ground: Ground, here: Climbed) -> Climbed:
-    """The best of the likeliest other pairings, as they stand; `here` where none is proposed."""
+    """The best of the likeliest other pairings without a search for their order; `here` if none is proposed."""
     return ground.best_of(other_pairings(ground, here.arrangement)[:PAIRINGS_JUDGED], here)
 
 
@@ -33,13 +33,13 @@ class SettledState(NamedTuple):
 
     best: Climbed
     last: tuple[Climbed, Climbed]
-    """The order found last, and the best other pairs from there: the order itself where none was tried or is better."""
+    """The last order, and that order with the best other pairs, or itself if none was tried or is better."""
     settled: bool
 
 
 @dataclass(frozen=True)
 class Settled:
-    """Orders by another rung and pairs by least squares in turn, as long as other pairs help at once."""
+    """Orders by another rung and pairs by least squares, alternately, as long as other pairs help at once."""
 
     ground: Ground
     ordering: RungMaker
@@ -53,7 +53,7 @@ class Settled:
         return at.settled
 
     def look(self, at: SettledState) -> tuple[Climbed, Climbed]:
-        """The order of the pairs at hand, then the likeliest other pairs."""
+        """The order of the current pairs, then the likeliest other pairs."""
         ground = self.ground
         order = climb(self.ordering(ground), at.best, ground.context)
         hopeless = order.mse > ROUGH * ground.variance or order.mse <= ground.exact
@@ -75,12 +75,12 @@ class FromEachState(NamedTuple):
     best: Climbed
     last: Climbed
     next: int
-    """Index of the start that is looked at next."""
+    """Index of the next start."""
 
 
 @dataclass(frozen=True)
 class FromEach:
-    """The best that several starts settle to; the first that is exact ends it."""
+    """The best arrangement that several starts settle to; an exact one ends it."""
 
     ground: Ground
     starts: list[Int[np.ndarray, "L 2"]]
@@ -95,7 +95,7 @@ class FromEach:
         return at.next == len(self.starts) or at.best.mse <= self.ground.exact
 
     def look(self, at: FromEachState) -> Climbed:
-        """What the next start settles to."""
+        """The arrangement that the next start settles to."""
         self.ground.context.tell(done=at.next, of=len(self.starts))
         ground, judged = self.ground, self.ground.judged(self.starts[at.next])
         found = climb(Settled(ground, self.ordering), judged, ground.context)
@@ -116,7 +116,7 @@ class PairedState(NamedTuple):
     best: Climbed
     last: Climbed
     waiting: list[Int[np.ndarray, "L 2"]]
-    """Pairings proposed from the best arrangement that have not been looked at."""
+    """Pairings proposed from the best arrangement that have not been tried."""
     tried: frozenset[bytes]
 
 
@@ -141,7 +141,7 @@ class Paired:
         return not at.waiting
 
     def look(self, at: PairedState) -> Climbed:
-        """What the next pairing settles to."""
+        """The arrangement that the next pairing settles to."""
         ground, judged = self.ground, self.ground.judged(at.waiting[0])
         found = climb(Settled(ground, self.ordering), judged, ground.context)
         return found._replace(evaluations=found.evaluations + judged.evaluations)

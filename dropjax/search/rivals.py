@@ -93,7 +93,7 @@ def compare(
 
 
 class Rivals(NamedTuple):
-    """Orders that the answer is not told from."""
+    """Orders that cannot be distinguished from the answer."""
 
     orders: Sequence[Int[np.ndarray, "L 2"]] = ()
     """The orders that fit as well as the answer."""
@@ -140,7 +140,7 @@ def near_rivals(answer: Answer, memory: int = MEMORY) -> Rivals:
 
 
 def towards_fitting(answer: Answer, memory: int = MEMORY) -> Int[np.ndarray, "L 2"] | None:
-    """The order one move away whose errors are least beyond what rounding explains; None where that is no less than the
+    """The order one move away whose errors are least beyond what rounding explains; None if that is no less than the
     answer's."""
     moves, total = closest_moves(answer, memory), len(answer.problem.table.pred)
     beyond = np.inf

@@ -43,7 +43,7 @@ class Run:
     in_numbers: Int[np.ndarray, " L"] | None = None
     """Piece numbers of the input halves; without them, stages tell no orders."""
     label: str = ""
-    """Text behind the names of the stages, to tell them from those of other runs."""
+    """A suffix of the names of the stages, which distinguishes them from those of other runs."""
     status: Status = field(default_factory=Status)
     stages: list[Stage] = field(default_factory=list)
     log: list[Candidate] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Run:
 
     @property
     def pred_noise(self) -> float | None:
-        """RMS of pred's own noise; None where it has none."""
+        """RMS of pred's own noise; None if it has none."""
         return self.yardstick.pred_noise
 
     def with_activation(self, name: str) -> "Run":
@@ -153,4 +153,4 @@ class Searched(NamedTuple):
     reason: str | None = None
     """Why nothing can be found, with the evidence."""
     notes: tuple[str, ...] = ()
-    """Further findings."""
+    """Remarks for the solution."""

@@ -15,13 +15,13 @@ from dropjax.runtime.device import scored_together
 from dropjax.search.rungs import Climbed, Ground
 
 DOUBTFUL = 16
-"""Doubtful pairs whose exchanges are scored one by one."""
+"""The number of doubtful pairs whose exchanges are scored one by one."""
 PORTION = 512
-"""Moves that are scored exactly before the best of them is made, if it helps."""
+"""The number of moves that are scored exactly before the best of them is made, if it helps."""
 BEST_MOVES = 4
-"""Moves of a portion that are judged on many rows."""
+"""The number of moves in a portion that are judged on many rows."""
 EXHAUSTIBLE = 20_000
-"""Arrangements that are all tried: up to five blocks."""
+"""The most arrangements that are tried exhaustively: those of five blocks."""
 
 
 class ScannedState(NamedTuple):

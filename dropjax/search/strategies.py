@@ -31,11 +31,11 @@ up."""
 
 
 class Begin(NamedTuple):
-    """What every search begins with."""
+    """The beginning of every search."""
 
     pairing: Pairing
     initial: Int[np.ndarray, "L 2"] | None
-    """A given arrangement."""
+    """The arrangement given to start from, if any."""
     separating: Callable[[], Pairing]
     """The pairing that separates best."""
 
@@ -77,7 +77,7 @@ def paper(run: Run, begin: Begin) -> Iterator[Searched]:
 
 @dataclass
 class Auto:
-    """The strategy `auto` under way."""
+    """The running strategy `auto`."""
 
     run: Run
     begin: Begin

@@ -1,4 +1,4 @@
-"""What an answer's errors are measured by: pred's spread, what pred is rounded to, and how much the table can tell."""
+"""The measure of an answer's errors: pred's spread, its rounding, and how many arrangements the table can tell apart."""
 
 import math
 from dataclasses import replace
@@ -14,42 +14,42 @@ EXACT = 1e-5
 """An exact answer's RMS error, as a fraction of the standard deviation of each output of pred."""
 
 ATTAINED = 1.1
-"""Times the noise in pred: what the answer's own RMS error is under, and hardly any other order's."""
+"""The answer's RMS error is below this many times the noise in pred; hardly any other order's is."""
 
 FAR_BELOW = 0.1
-"""Fraction of pred's variance that the MSE of an answer within pred's noise has to be under."""
+"""The MSE of an answer within pred's noise must be below this fraction of pred's variance."""
 
 SLACK = 32
-"""Times float32's noise, as RMS: what an error may be beyond half of what pred is rounded to, for rows differ in noise."""
+"""An error may exceed half of pred's rounding step by this many times float32's RMS noise, because rows differ in noise."""
 
 SPARE = 3
-"""Decimal digits that the table has to hold beyond those that tell every arrangement from every other."""
+"""Decimal digits that the table must hold beyond those that distinguish every arrangement from every other."""
 
 DECIMALS = 6
-"""Most decimals that rounding is looked for at."""
+"""The largest number of decimals at which rounding is detected."""
 
 UNEVEN = 4
-"""Times its spread that an offset, and times the smallest that the largest spread has to be, for outputs to be levelled."""
+"""Outputs are levelled if an offset is this many times its spread, or the largest spread this many times the smallest."""
 
 
 class Yardstick(NamedTuple):
-    """What an answer's errors are measured by, for each output."""
+    """The measure of an answer's errors, for each output."""
 
     spread: Float[np.ndarray, " o"]
-    """Standard deviation of pred; 0 where it is constant."""
+    """Standard deviation of pred; 0 if it is constant."""
     exact: Float[np.ndarray, " o"]
     """RMS error up to which an answer is exact: `EXACT` of the spread, or half a unit in the last place of float32 at pred's
     size, where that is more."""
     noise: Float[np.ndarray, " o"]
-    """RMS of pred's own noise, as declared, or of what it is rounded to; 0 where it has none."""
+    """RMS of pred's own noise, declared or from its rounding; 0 if it has none."""
     bound: Float[np.ndarray, "N o"] | None
-    """Largest error that rounding can explain, value by value; None where nothing is rounded."""
+    """Largest error that rounding can explain, for each value; None if nothing is rounded."""
     words: str | None
-    """What the noise is."""
+    """A description of the noise."""
 
     @classmethod
     def of(cls, pred: Float[np.ndarray, "N o"], decimals: int | None = None, sigma: float | None = None) -> "Yardstick":
-        """That of pred, rounded to `decimals` (found where None) or with declared noise `sigma`, which is never inferred."""
+        """The yardstick of a pred with this rounding (None: detected) or this declared noise, which is never inferred."""
         spread = np.where(np.ptp(pred, axis=0) == 0, 0.0, pred.astype(np.float64).std(axis=0))
         last_place = np.spacing(np.abs(pred)).astype(np.float64)
         exact = np.maximum(EXACT * spread, last_place.max(axis=0) / 2)
@@ -72,23 +72,23 @@ class Yardstick(NamedTuple):
         return cls(spread, exact, np.sqrt(np.mean(steps**2, axis=0) / 12), bound, words)
 
     def scaled(self, by: Float[np.ndarray, " o"]) -> "Yardstick":
-        """That of outputs that are divided by `by`."""
+        """The yardstick of the outputs divided by `by`."""
         bound = None if self.bound is None else self.bound / by
         return self._replace(spread=self.spread / by, exact=self.exact / by, noise=self.noise / by, bound=bound)
 
     @property
     def pred_noise(self) -> float | None:
-        """RMS of the noise over all outputs; None where pred has none."""
+        """RMS of the noise over all outputs; None if pred has none."""
         return float(np.sqrt(np.mean(self.noise**2))) if self.noise.any() else None
 
     @property
     def variance(self) -> float:
-        """The outputs' mean variance."""
+        """The mean variance of the outputs."""
         return float(np.mean(self.spread**2))
 
     @property
     def tolerance(self) -> float:
-        """The MSE up to which an answer is exact, whichever output it is the error of."""
+        """The MSE up to which an answer is exact, whichever output its error is in."""
         telling = self.exact[self.spread > 0]
         return float(np.min(telling if len(telling) else self.exact)) ** 2 / len(self.exact)
 
@@ -151,7 +151,7 @@ class Level(NamedTuple):
 
     @classmethod
     def of(cls, puzzle: Puzzle, spread: Float[np.ndarray, " o"]) -> "Level":
-        """That of a puzzle whose pred has these standard deviations."""
+        """The levels of a puzzle whose pred has these standard deviations."""
         bias = puzzle.b_last.astype(np.float64)
         less = puzzle.pred.astype(np.float64) - bias
         taken = (np.abs(bias) > UNEVEN * spread) & np.all(less.astype(np.float32) == less, axis=0)
@@ -162,11 +162,11 @@ class Level(NamedTuple):
 
     @property
     def is_nothing(self) -> bool:
-        """Whether it leaves the outputs as they are."""
+        """Whether it leaves the outputs unchanged."""
         return not self.offset.any() and bool(np.all(self.scale == 1))
 
     def levelled(self, puzzle: Puzzle) -> Puzzle:
-        """The puzzle with such outputs; itself where that changes nothing."""
+        """The puzzle with levelled outputs; the puzzle itself if that changes nothing."""
         if self.is_nothing:
             return puzzle
         pred, bias = ((a - self.offset) / self.scale for a in (puzzle.pred.astype(np.float64), puzzle.b_last))
@@ -175,7 +175,7 @@ class Level(NamedTuple):
         return replace(puzzle, pred=pred, b_last=bias, w_last=weights)
 
     def restored(self, passed: Pass) -> Pass:
-        """A pass over levelled outputs, in pred's own units; itself where they are."""
+        """A pass over levelled outputs in pred's own units; the pass itself if it is in them."""
         if self.is_nothing:
             return passed
         outputs = passed.outputs * self.scale.astype(np.float32) + self.offset.astype(np.float32)

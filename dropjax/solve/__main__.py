@@ -29,7 +29,7 @@ SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def memory_size(text: str) -> int:
-    """Bytes, from a number with K, M or G (or KiB, MiB, GiB) behind it."""
+    """The bytes that a number with the unit K, M or G (or KiB, MiB, GiB) means."""
     number = text.strip().upper().removesuffix("B").removesuffix("I")
     unit = number[-1:] if number[-1:] in ("K", "M", "G") else ""
     try:
@@ -53,7 +53,7 @@ def mesh_sizes(text: str) -> dict[str, int]:
 
 
 def sha256_digest(text: str) -> str:
-    """64 hexadecimal digits, in lower case."""
+    """A SHA-256: 64 hexadecimal digits, returned in lower case."""
     digest = text.lower()
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise argparse.ArgumentTypeError(f"expected 64 hexadecimal digits, got {text!r}")
@@ -81,7 +81,7 @@ def parser() -> console.Parser:
     p = console.Parser(
         prog="python -m dropjax.solve",
         description=__doc__.split(": ", 1)[1].capitalize() if __doc__ else "",
-        done="0 all solved; 1 not solved, or not with the expected hash: the best so far is written, and said to be that",
+        done="0 all solved; 1 not solved, or not with the expected hash: the best order found is written, and labelled so",
     )
     p.add_argument(
         "puzzles",
@@ -93,16 +93,18 @@ def parser() -> console.Parser:
     _add_search(p, defaults)
     check = p.add_argument_group("verification")
     check.add_argument("--verify", choices=("fast", "full"), default=defaults.verify, help="full: float64 replay, every tie")
-    check.add_argument("--expect-sha256", type=sha256_digest, metavar="HEX", help="compared at the end; never steers")
+    check.add_argument(
+        "--expect-sha256", type=sha256_digest, metavar="HEX", help="the answer's expected hash, compared at the end"
+    )
     _add_machine(p, defaults)
     result = p.add_argument_group("results")
     result.add_argument(
         "--out", type=Path, metavar="DIR", help="permutation.txt, solution.json, model.safetensors, index.html"
     )
     result.add_argument(
-        "--json", type=Path, metavar="FILE", help="solution.json alone; - prints it, and nothing else, on standard output"
+        "--json", type=Path, metavar="FILE", help="solution.json alone; - prints only that on standard output"
     )
-    result.add_argument("--quiet", action="store_true", help="print the permutation alone")
+    result.add_argument("--quiet", action="store_true", help="print only the permutation")
     return p
 
 
@@ -112,7 +114,7 @@ def _add_search(p: console.Parser, defaults: Options) -> None:
     search.add_argument(
         "--pairing",
         choices=CHOICES,
-        help="signal that pairs the halves (default: ddr, then auto if need be)",
+        help="signal that pairs the halves (default: ddr, then auto if necessary)",
     )
     search.add_argument("--seed-order", choices=seeding.SEED_ORDERS, help="default: the best of all (paper: delta_norm)")
     search.add_argument("--direction", choices=seeding.DIRECTIONS, help="of the seed order (default: ascending)")
@@ -129,11 +131,11 @@ def _add_search(p: console.Parser, defaults: Options) -> None:
     search.add_argument("--search-rows", type=positive(int), default=defaults.search_rows, help="of --method paper")
     search.add_argument("--pred-decimals", type=int, choices=range(8), help="decimals that pred is rounded to")
     search.add_argument("--pred-noise", type=positive(float), metavar="SIGMA", help="standard deviation of noise in pred")
-    search.add_argument("--time-limit", type=positive(float), metavar="SECONDS")
-    search.add_argument("--checkpoint", type=Path, metavar="FILE", help="where the search keeps what it has found so far")
-    search.add_argument("--resume", action="store_true", help="go on with what --checkpoint holds, to the same answer")
+    search.add_argument("--time-limit", type=positive(float), metavar="SECONDS", help="keep trying until the time is up")
+    search.add_argument("--checkpoint", type=Path, metavar="FILE", help="file in which the search keeps its results so far")
+    search.add_argument("--resume", action="store_true", help="continue the search in --checkpoint")
     search.add_argument("--random-seed", type=int, default=defaults.random_seed)
-    search.add_argument("--roles", type=Path, metavar="FILE", help="JSON: piece number → in, out or last, where h = d")
+    search.add_argument("--roles", type=Path, metavar="FILE", help="JSON: piece number → in, out or last, if h = d")
 
 
 def _add_machine(p: console.Parser, defaults: Options) -> None:
@@ -144,19 +146,21 @@ def _add_machine(p: console.Parser, defaults: Options) -> None:
         "--screen-precision",
         choices=("highest", "high", "default"),
         default=defaults.screen_precision,
-        help="of the scores behind proposals, on an accelerator; acceptance is always at the highest",
+        help="of scores that propose moves, on an accelerator; moves are always accepted at the highest",
     )
     machine.add_argument("--mesh", type=mesh_sizes, metavar="SIZES", help="devices, such as rows=4,orders=2 (default: rows)")
     machine.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="where the first of several processes listens; auto: as the cluster says"
+        "--coordinator", metavar="HOST:PORT", help="address of the first of several processes; auto: ask the cluster"
     )
-    machine.add_argument("--num-processes", type=positive(int), metavar="N", help="that are started with this command")
-    machine.add_argument("--process-id", type=int, metavar="K", help="this one, from 0")
+    machine.add_argument(
+        "--num-processes", type=positive(int), metavar="N", help="number of processes started with this command"
+    )
+    machine.add_argument("--process-id", type=int, metavar="K", help="number of this process, from 0")
     machine.add_argument("--no-cache", action="store_true", help="keep no compiled programs between runs")
 
 
 def describe_puzzle(puzzle: Puzzle, name: str) -> str:
-    """One line on what is to be solved, and another where the table is small for it."""
+    """A line about the puzzle, and another if its table is small for it."""
     _, hidden, width = puzzle.w_in.shape
     rows, outputs = puzzle.pred.shape
     plural = "output" if outputs == 1 else "outputs"
@@ -169,7 +173,7 @@ def describe_puzzle(puzzle: Puzzle, name: str) -> str:
 
 
 def verdict(solution: Solution, expected_sha256: str | None) -> list[str]:
-    """The closing lines: how far it got, the permutation and its hash."""
+    """The closing lines: the outcome, the permutation and its hash."""
     error = f"MSE {solution.mse:.3g} over all {solution.rows:,} rows, largest error {solution.max_abs_error:.2g}"
     if solution.solved:
         lines = [f"solved, {solution.outcome.value.replace('_', ' ')}: {error}"]
@@ -184,7 +188,7 @@ def verdict(solution: Solution, expected_sha256: str | None) -> list[str]:
         lines.append(f"input halves with a doubtful partner: {', '.join(map(str, solution.doubtful))}")
     if solution.unsettled:
         halves = ", ".join(map(str, solution.unsettled))
-        lines.append(f"input halves of the blocks whose place is in doubt, the best orders not agreeing: {halves}")
+        lines.append(f"input halves of blocks whose places differ among the best orders: {halves}")
     if solution.replay is not None:
         lines.append(f"float64 replay: MSE {solution.replay['mse']:.3g}, largest {solution.replay['max_abs_error']:.2g}")
     times = "  ".join(f"{name} {seconds:.2f} s" for name, seconds in solution.seconds.items())
@@ -195,7 +199,7 @@ def verdict(solution: Solution, expected_sha256: str | None) -> list[str]:
 
 
 def solve_one(args: argparse.Namespace, given: dict, start: float) -> int:
-    """Solves one puzzle, telling all about it."""
+    """Solves one puzzle and prints everything about it."""
     results = Results()
     with console.interruptions() as interrupted:
         roles = given.pop("roles")
@@ -222,7 +226,7 @@ def solve_one(args: argparse.Namespace, given: dict, start: float) -> int:
                 lines = [*verdict(solution, args.expect_sha256), *advice(solution, options, args.checkpoint)]
                 text = solution.permutation_text if args.quiet else "\n".join(lines)
                 if args.verify == "full" and solution.replay is None and not args.quiet:
-                    print("the verification in full was interrupted: what follows is as --verify fast has it")
+                    print("the full verification was interrupted; what follows is the result of --verify fast")
                 print(text, flush=True)
             if args.json is not None:
                 results.attempt(args.json, lambda: write_json(args.json, solution, args.expect_sha256))
@@ -233,7 +237,7 @@ def solve_one(args: argparse.Namespace, given: dict, start: float) -> int:
 
 
 def solve_several(args: argparse.Namespace, given: dict, start: float) -> int:
-    """Solves puzzles in one process, a line for each when it has ended."""
+    """Solves puzzles in one process and prints a line about each when it has ended."""
     roles, results, failed, ended, solved = given.pop("roles"), Results(), [], 0, 0
     with console.interruptions() as interrupted:
         puzzles = (partial(load, path, roles) for path in args.puzzles)
@@ -262,7 +266,7 @@ def solve_several(args: argparse.Namespace, given: dict, start: float) -> int:
 
 
 def join(p: console.Parser, args: argparse.Namespace) -> None:
-    """Joins the other processes, and sets the mesh where there are several devices."""
+    """Joins the other processes, and sets the mesh if there are several devices."""
     cluster_of = args.coordinator, args.num_processes, args.process_id
     if args.coordinator is None and cluster_of != (None, None, None):
         p.error("--num-processes and --process-id go with --coordinator, got none")
@@ -283,7 +287,7 @@ def join(p: console.Parser, args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0 where all is solved, 1 where it is not; the others are the console's."""
+    """Runs the command; the exit status is 0 if all is solved, 1 if not, or one of the console's others."""
     start = time.perf_counter()
     p = parser()
     args = p.parse_args(argv)
@@ -313,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(p: console.Parser, args: argparse.Namespace, start: float) -> int:
-    """Solves what the arguments name."""
+    """Solves the puzzles that the arguments name."""
     join(p, args)
     given = {f.name: getattr(args, f.name) for f in fields(Options)}
     if args.initial_order is not None:

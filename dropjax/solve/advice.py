@@ -1,4 +1,4 @@
-"""What to try next where a puzzle was not solved."""
+"""Advice on what to try next if a puzzle was not solved."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ from dropjax.core.protocols import StopReason
 from dropjax.core.solution import Solution
 
 NEAR = 1e-3
-"""Share of pred's variance under which the right activation is not in doubt."""
+"""The share of pred's variance below which the activation is not in doubt."""
 
 
 def advice(solution: Solution, options: Options, checkpoint: Path | None = None) -> list[str]:
-    """Lines that say what to try next, the likeliest help first; none where the puzzle was solved.
+    """Lines that say what to try next, the likeliest help first; none if the puzzle was solved.
 
     `options` are those of the search, and `checkpoint` is the file that it was kept in.
     """
@@ -48,7 +48,7 @@ def _more_time(options: Options, checkpoint: Path | None, interrupted: bool) -> 
 
 
 def _stronger(options: Options, reason: str) -> Sequence[str]:
-    """Options that held the search back."""
+    """Advice about options that held the search back."""
     if reason not in (StopReason.STALLED, StopReason.NOTHING_TO_FIND):
         return []
     tips = ["--method auto: it goes on where the paper's method ends"] if options.method == "paper" else []

@@ -17,7 +17,7 @@ from dropjax.runtime import device
 from dropjax.runtime.writing import atomic_write, ensure_writable
 
 KINDS = ("in-out", "up-out", "query-key", "value-output", "depthwise")
-"""The paths that layers are told by; of attention and MLP each has an origin of its own."""
+"""The paths by which layers are recognised. The attention and the MLP of a layer are traced separately."""
 
 
 def parser() -> console.Parser:
@@ -29,16 +29,16 @@ def parser() -> console.Parser:
     )
     p.add_argument("a", type=Path, metavar="A", help=".safetensors, .pth or .bin, or an .index.json")
     p.add_argument("b", type=Path, metavar="B", help="the same")
-    p.add_argument("--path", choices=(*KINDS, "all"), default="all", help="trace paths of this kind alone")
-    p.add_argument("--heads", type=int, metavar="N", help="number of query heads (default: as a config.json beside it says)")
+    p.add_argument("--path", choices=(*KINDS, "all"), default="all", help="trace only paths of this kind")
+    p.add_argument("--heads", type=int, metavar="N", help="number of query heads (default: from a config.json beside each)")
     p.add_argument("--random-seed", type=int, default=0)
-    p.add_argument("--json", type=Path, metavar="FILE", help="all of it as JSON")
-    p.add_argument("--quiet", action="store_true", help="print the layers' names alone")
+    p.add_argument("--json", type=Path, metavar="FILE", help="the whole record as JSON")
+    p.add_argument("--quiet", action="store_true", help="print only the layers' names")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Traces one checkpoint to another; the exit status is 0 where every layer has an origin, 1 for anything else."""
+    """Traces one checkpoint to another; the exit status is 0 if every layer has an origin, 1 for anything else."""
     start = time.perf_counter()
     p = parser()
     args = p.parse_args(argv)
@@ -74,7 +74,7 @@ def _paths(args: argparse.Namespace, path: Path) -> dict[str, Found]:
 
 
 def _traced(args: argparse.Namespace, ours: Found, theirs: Found | None) -> dict[str, Any]:
-    """What the JSON says of one kind of path."""
+    """The JSON record of one kind of path."""
     left_out = {"limits": ours.limits.removeprefix(", "), "whole": ours.whole}
     why = "B has no such path" if theirs is None else ""
     if theirs is not None:

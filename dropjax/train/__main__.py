@@ -32,11 +32,11 @@ from dropjax.runtime import device
 from dropjax.runtime.writing import Results, ensure_writable, is_standard_output
 
 SIGNAL_ROWS = 2000
-"""Rows that delta-norm is measured on while a training is followed."""
+"""The number of rows on which delta-norm is measured while a training is followed."""
 
 
 def seeds(text: str) -> list[int]:
-    """Different seeds, separated by commas."""
+    """The different seeds in a text, which commas separate."""
     numbers = [int(number) if number.isdecimal() else -1 for number in text.split(",")]
     if len(set(numbers)) < len(numbers) or min(numbers) < 0 or max(numbers) >= 1 << 31:
         raise argparse.ArgumentTypeError(f"expected different numbers from 0 below 2**31, separated by commas, got {text!r}")
@@ -49,9 +49,9 @@ def parser() -> console.Parser:
     p = console.Parser(prog="python -m dropjax.train", description=__doc__)
     p.add_argument("out", type=Path, help="a .safetensors file to write, or else a puzzle folder")
     p.add_argument("--answer", type=Path, metavar="FILE", help="default: OUT-ANSWER.txt, OUT without its .safetensors")
-    p.add_argument("--example", action="store_true", help="as the shipped example was made; other options still count")
+    p.add_argument("--example", action="store_true", help="the recipe of the shipped example; other options change it")
     p.add_argument("--planted", action="store_true", help="a stack drawn instead of trained, as hard as the real puzzle")
-    p.add_argument("--curves", type=Path, metavar="FILE", help="JSON: what would pair and order the stack, by epoch")
+    p.add_argument("--curves", type=Path, metavar="FILE", help="JSON: the signals that pair and order the stack, by epoch")
     p.add_argument("--quiet", action="store_true", help="print nothing")
     stack = p.add_argument_group("stack")
     stack.add_argument("--depth", type=int, default=recipe.depth, metavar="L", help="blocks (%(default)s)")
@@ -64,21 +64,25 @@ def parser() -> console.Parser:
     how.add_argument("--momentum", type=float, default=recipe.momentum, help="of sgd (%(default)s)")
     how.add_argument("--epochs", type=int, default=recipe.epochs, help="(%(default)s)")
     how.add_argument("--batch", type=int, default=recipe.batch, metavar="ROWS", help="rows per step (%(default)s)")
-    how.add_argument("--seed", type=seeds, default=[0], help="or several, as 0,1,2, at once, each to OUT-SEED (0)")
+    how.add_argument(
+        "--seed", type=seeds, default=[0], help="one, or several such as 0,1,2 trained at once, each to OUT-SEED (0)"
+    )
     table = p.add_argument_group("table")
-    table.add_argument("--table", type=Path, metavar="PUZZLE", help="use x and true of this folder or file; else generate:")
+    table.add_argument(
+        "--table", type=Path, metavar="PUZZLE", help="use x and true of this folder or file, instead of a generated table:"
+    )
     table.add_argument("--target", choices=("true", "pred"), default="true", help="column of --table to learn (%(default)s)")
     table.add_argument("--rows", type=int, default=10_000, help="(%(default)s)")
     table.add_argument("--width", type=int, default=48, metavar="D", help="features (%(default)s)")
     table.add_argument("--outputs", type=int, default=1, metavar="O", help="(%(default)s)")
     table.add_argument("--noise", type=float, default=0.0, help="standard deviation; the target's is 1 (%(default)s)")
     table.add_argument("--table-seed", type=int, default=0, metavar="SEED", help="(%(default)s)")
-    table.add_argument("--keep-rows", type=int, metavar="ROWS", help="the puzzle's rows, the first ones (all)")
+    table.add_argument("--keep-rows", type=int, metavar="ROWS", help="rows of the puzzle, from the first (all)")
     return p
 
 
 def targets(out: Path, answer: Path | None, seeds: Sequence[int]) -> list[tuple[Path, Path]]:
-    """Where each seed's puzzle and answer go; `InputError` where they cannot."""
+    """The paths of each seed's puzzle and answer. Raises `InputError` if they cannot be written."""
     if not out.name:
         raise InputError(f"{out}: expected a file or a folder to make, got no name")
     end = out.suffix if out.suffix == ".safetensors" else ""
@@ -98,7 +102,7 @@ def targets(out: Path, answer: Path | None, seeds: Sequence[int]) -> list[tuple[
 
 
 def watched(epochs: Iterable[training.Epoch], total: int, quiet: bool) -> Iterator[training.Epoch]:
-    """The epochs as they come, with the loss: a bar on a terminal; in a log some twenty lines, and one every ten seconds."""
+    """Passes the epochs on and shows the loss: a bar on a terminal; in a log some twenty lines, or one every ten seconds."""
 
     def losses(epoch: training.Epoch) -> str:
         return "loss " + "  ".join(f"{value:.5f}" for value in np.asarray(epoch.loss))
@@ -117,7 +121,7 @@ def watched(epochs: Iterable[training.Epoch], total: int, quiet: bool) -> Iterat
 def followed(
     epochs: Iterable[training.Epoch], x: ArrayLike, seeds: Sequence[int], path: Path, results: Results
 ) -> Iterator[training.Epoch]:
-    """The epochs as they come; after each, the file holds every stack's `analysis.signals` so far, on the first rows."""
+    """Passes the epochs on; after each, the file holds `analysis.signals` of every stack so far, on the first rows."""
     few, rows = jnp.asarray(x)[:SIGNAL_ROWS], []
     for epoch in epochs:
         for i, seed in enumerate(seeds):
@@ -130,7 +134,7 @@ def followed(
 
 
 def write(puzzle: Puzzle, answer: Sequence[int], out: Path, answer_path: Path, results: Results) -> str:
-    """Writes both, and roles.json for --roles where shapes cannot tell; the answer's SHA-256."""
+    """Writes both, and roles.json for --roles if shapes cannot tell; returns the answer's SHA-256."""
     if out.suffix == ".safetensors":
         results.attempt(out, lambda: write_converted(puzzle, out))
     else:
@@ -143,7 +147,7 @@ def write(puzzle: Puzzle, answer: Sequence[int], out: Path, answer_path: Path, r
 
 
 def learned(puzzle: Puzzle) -> str:
-    """How well the stack learned its table; nothing where there was none to learn."""
+    """Words about how well the stack learned its table; empty if it was drawn."""
     if puzzle.true is None:
         return ""
     error, spread = np.mean((puzzle.pred - puzzle.true) ** 2), np.mean(np.var(puzzle.true, axis=0))
@@ -151,7 +155,7 @@ def learned(puzzle: Puzzle) -> str:
 
 
 def difficulty(of: planted.Difficulty) -> str:
-    """What a planted stack's difficulty was measured to be."""
+    """Words about the measured difficulty of a planted stack."""
     return (
         f"right pairs' ratios {of.right[0]:.2f} to {of.right[1]:.2f}, wrong ones up to {of.wrong:.2f}; "
         f"best seed order {of.seed_order} with {of.inverted:.1%} of the pairs inverted; "

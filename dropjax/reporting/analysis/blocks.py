@@ -1,4 +1,4 @@
-"""Blocks at work in a solved stack: sizes, activations, Jacobians, and what Proposition 1 says of them."""
+"""The blocks of a solved stack at work: sizes, activations, Jacobians, and the predictions of Proposition 1."""
 
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Blocks(NamedTuple):
     """Each block at work in the stack, fed by the blocks before it; entry k is the block at position k."""
 
     singular_values: Float[Array, "L d"]
-    """Of W_out·W_in, largest first."""
+    """The singular values of W_out·W_in, largest first."""
     delta_norm: Float[Array, " L"]
     """E‖r_k(x)‖₂ at the table's raw inputs (paper, Eq. 5)."""
     residual_norm: Float[Array, " L"]
@@ -24,7 +24,7 @@ class Blocks(NamedTuple):
     state_norm: Float[Array, " L"]
     """E‖x_k‖₂."""
     activation: Float[Array, "L h"]
-    """E[D(x_k)], unit by unit: the share of rows on which it is active; for another activation than ReLU its mean slope."""
+    """E[D(x_k)] of each unit: the share of rows on which it is active, or, if the activation is not ReLU, its mean slope."""
     trace: Float[Array, " L"]
     """tr(W_out·W_in)."""
     jacobian_squared: Float[Array, " L"]
@@ -32,7 +32,7 @@ class Blocks(NamedTuple):
     jacobian_trace: Float[Array, " L"]
     """E[tr J_r]."""
     isometry: Float[Array, " L"]
-    """‖E[J_fᵀ·J_f] − I‖_F, which Proposition 1 takes for 0."""
+    """‖E[J_fᵀ·J_f] − I‖_F, which Proposition 1 assumes to be 0."""
     row_isometry: Float[Array, " L"]
     """E‖J_fᵀ·J_f − I‖_F, on the first `few` rows alone."""
 
@@ -80,8 +80,8 @@ def _mean_norm(rows: Float[Array, "N d"]) -> Float[Array, ""]:
 
 
 def effective_rank(singular_values: Float[np.ndarray, "... d"]) -> Float[np.ndarray | np.float64, "..."]:
-    """exp of the entropy of the singular values' shares (Roy and Vetterli 2007): d where all are equal, 1 where one is
-    alone. The paper's Figure 9 does not say which effective rank it means.
+    """exp of the entropy of the singular values' shares (Roy and Vetterli 2007): d if all are equal, 1 if only one
+    is not 0. The paper's Figure 9 does not say which effective rank it means.
     """
     values = np.asarray(singular_values, np.float64)
     share = values / values.sum(axis=-1, keepdims=True)

@@ -12,16 +12,16 @@ from dropjax.core.stack import Stack, identity_arrangement, residual, trajectory
 
 
 class Commutators(NamedTuple):
-    """Two blocks A (row) and B (column) one after the other, both ways, from the state that reaches A; for A before B."""
+    """Two blocks A (row) and B (column), A before B, run in both orders from the state that reaches A."""
 
     size: Float[Array, "L L"]
     """E‖B(A(x)) − A(B(x))‖₂."""
     first_order: Float[Array, "L L"]
-    """E‖J_B·r_A − J_A·r_B‖₂, what `size` is while both residuals are small."""
+    """E‖J_B·r_A − J_A·r_B‖₂, which `size` approaches as both residuals become small."""
     product: Float[Array, "L L"]
     """E[‖r_A‖·‖r_B‖], the scale that the paper's Eq. 6 names."""
     change: Float[Array, "L L"]
-    """E‖B(A(x)) − x‖₂: all that the two do."""
+    """E‖B(A(x)) − x‖₂: the effect of both blocks together."""
 
 
 @jax.jit

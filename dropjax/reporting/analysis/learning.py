@@ -1,4 +1,4 @@
-"""What pairs and orders a stack while it is trained."""
+"""The signals that pair and order a stack, while it is trained."""
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -10,7 +10,7 @@ from dropjax.reporting.analysis.orders import rank_correlation
 
 
 def signals(stack: Stack, x: Float[Array, "N d"]) -> dict[str, float]:
-    """What pairs and orders a stack, measured against its own order: for following a training.
+    """The signals that pair and order a stack, compared with its own order, to follow a training.
 
     negative_traces       share of blocks with tr(W_out·W_in) < 0
     paired                share of pairs found by d(i, j) (paper, Section 3.1)

@@ -1,4 +1,4 @@
-"""How far an order is from the right one, and what sweeps over it decided."""
+"""The distance of an order from the right one, and the decisions of a repair by sweeps."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,11 +19,11 @@ class Disorder(NamedTuple):
     """Pairs of blocks that stand the wrong way round."""
     largest_displacement: int
     rounds: int
-    """Largest number of later blocks that stand left of one block: the sweeps that sorting it takes."""
+    """Largest number of later blocks left of one block, which is the number of sweeps that sorting takes."""
 
 
 def disorder(places: Int[np.ndarray, " L"]) -> Disorder:
-    """`places` lists the right position of each block, in the order looked at.
+    """The disorder of an order; `places` lists the right position of each of its blocks.
 
     A sweep from left to right that exchanges every two neighbours in the wrong order carries a block any distance right,
     but any one only one place left; so it lowers by one each block's count of later blocks left of it, and ends after as
@@ -43,13 +43,13 @@ def disorder(places: Int[np.ndarray, " L"]) -> Disorder:
 
 
 def rank_correlation(a: Num[np.ndarray, " n"], b: Num[np.ndarray, " n"]) -> float:
-    """Spearman's; NaN where there are no two different values to rank."""
+    """Spearman's rank correlation; NaN if all values of `a` or of `b` are equal."""
     ranks = np.stack([rankdata(a), rankdata(b)]) if len(a) else np.zeros((2, 1))
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1]) if np.all(np.ptp(ranks, axis=1) > 0) else float("nan")
 
 
 def places_in(order: Int[np.ndarray, "L 2"], solved: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, " L"]:
-    """Where each block of `order` stands in `solved`; blocks are known by their input halves."""
+    """The position in `solved` of each block of `order`. Blocks are identified by their input halves."""
     place = np.empty(len(solved), np.int64)
     place[np.asarray(solved)[:, 0]] = np.arange(len(solved))
     return place[np.asarray(order)[:, 0]]
@@ -59,9 +59,9 @@ class Exchange(NamedTuple):
     """One exchange of neighbours that a repair kept."""
 
     round: int
-    """From 1."""
+    """The number of the round, from 1."""
     position: int
-    """Of the left one."""
+    """The position of the left one."""
     left: int
     """Right place of the block that stood left before."""
     right: int
@@ -82,9 +82,9 @@ class Decisions(NamedTuple):
 
 
 def decisions(rounds: Sequence[Int[np.ndarray, " L"]]) -> Decisions:
-    """What sweeps from left to right decided, from the right places before the first and after each.
+    """The decisions of sweeps from left to right, given the right places before the first sweep and after each.
 
-    A sweep can be read off its two ends: what stands at i behind it was decided at i and is never touched again.
+    The orders before and after a sweep determine it: the block at i after the sweep was decided at i and not moved again.
     """
     found = Decisions([], [])
     for number, (before, after) in enumerate(pairwise(rounds), 1):

@@ -1,4 +1,4 @@
-"""Products W_out·W_in of halves that belong together and of others, against what theory says (paper, Appendix B.3)."""
+"""Products W_out·W_in of matching and of other halves, compared with theory (paper, Appendix B.3)."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 
 
 class RightPairs(NamedTuple):
-    """W_out·W_in = −ε·I + E of each block (paper, Eqs. 16 to 18)."""
+    """The parts of W_out·W_in = −ε·I + E of each block (paper, Eqs. 16 to 18)."""
 
     epsilon: Float[np.ndarray, " L"]
     """|tr| / d."""
@@ -35,14 +35,14 @@ def entry_variance(w_in: Float[np.ndarray, "L h d"], w_out: Float[np.ndarray, "L
 
 
 class WrongPairs(NamedTuple):
-    """Products of halves that do not belong together, against independent entries of mean zero (paper, Eqs. 19 to 21)."""
+    """Products of halves that do not match, compared with independent entries of mean zero (paper, Eqs. 19 to 21)."""
 
     standardised: Float[np.ndarray, " K"]
     """Each trace over its predicted standard deviation σ_out·σ_in·√(d·h): of mean 0 and deviation 1 by Eq. 20."""
     trace_deviation: float
     """Measured standard deviation of the traces."""
     predicted_deviation: float
-    """Root mean square of the predicted ones."""
+    """Root mean square of the predicted standard deviations."""
     ratio: float
     """√(E[tr²] / E[‖M‖²]): 1/√d by Eq. 21."""
     predicted_ratio: float

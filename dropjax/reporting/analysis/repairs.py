@@ -1,4 +1,4 @@
-"""Bubble repair round by round: the paper's, and by sweeps both ways (paper, Tables 1 to 3)."""
+"""Bubble repair round by round: the paper's, and with sweeps in both directions (paper, Tables 1 to 3)."""
 
 import math
 from typing import NamedTuple
@@ -45,9 +45,9 @@ class Route(NamedTuple):
     """Bubble repair from one start, round by round."""
 
     table: list[tuple[int, int, float, int]]
-    """(round, swaps, MSE over all rows, swaps so far); round 0 is the start. A last round without a swap is no row."""
+    """(round, swaps, MSE over all rows, swaps so far) for the start, as round 0, and for each round that swapped."""
     arrangements: Int[np.ndarray, "K L 2"]
-    """One for each row of the table."""
+    """An order for each row of the table."""
     evaluations: int
 
 
@@ -70,13 +70,13 @@ class BothWays(NamedTuple):
 
     arrangement: Int[np.ndarray, "L 2"]
     swaps: list[int]
-    """Kept in each sweep, the last of them left out where it kept none."""
+    """The number of exchanges that each sweep kept; a last sweep that kept none is left out."""
     mse: float
-    """Over the rows that decided."""
+    """The MSE over the rows that decided."""
 
 
 def repair_both_ways(few: Problem, start: Int[np.ndarray, "L 2"]) -> BothWays:
-    """Sweeps in both directions in turn until one keeps nothing, which is one after another of either direction."""
+    """Sweeps in alternating directions until one of them keeps no exchange."""
     arrangement, swaps, mse = start, [], np.inf
     while True:
         if len(swaps) % 2:

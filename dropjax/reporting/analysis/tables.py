@@ -1,4 +1,4 @@
-"""A table's features and what they have to do with pred."""
+"""The features of a table, and how they relate to pred."""
 
 from typing import NamedTuple
 
@@ -7,32 +7,32 @@ from jaxtyping import Float, Int
 
 
 class Table(NamedTuple):
-    """A table's features, described."""
+    """Statistics of a table's features."""
 
     mean: Float[np.ndarray, " d"]
     deviation: Float[np.ndarray, " d"]
     skewness: Float[np.ndarray, " d"]
     kurtosis: Float[np.ndarray, " d"]
-    """In excess of a normal distribution's 0; −1.2 is uniform, −2 two equal points."""
+    """Excess kurtosis: 0 for a normal distribution, −1.2 for a uniform one, −2 for two equally likely values."""
     near_one: Float[np.ndarray, " d"]
     """Share of values within 0.1 of +1 or −1."""
     smallest: float
     largest: float
     distinct: Int[np.ndarray, " d"]
-    """Different values of each feature."""
+    """The number of different values of each feature."""
     correlation: Float[np.ndarray, "d d"]
     spectrum: Float[np.ndarray, " d"]
     """Shares of the correlation matrix's eigenvalues, largest first."""
     effective_rank: float
     """exp of the entropy of `spectrum`."""
     next_row: Float[np.ndarray, " d"]
-    """Correlation of each feature with itself one row on: what is left of an order in time."""
+    """Correlation of each feature with itself one row later, which shows an order in time."""
     linear: Float[np.ndarray, " o"]
     """Share of pred's variance that a linear fit on the features explains."""
 
 
 def describe_table(x: Float[np.ndarray, "N d"], pred: Float[np.ndarray, "N o"]) -> Table:
-    """Marginals, correlations and effective rank; features that never vary count as uncorrelated."""
+    """The statistics of a table; constant features count as uncorrelated."""
     x, pred = np.asarray(x, np.float64), np.asarray(pred, np.float64)
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     z = (x - mean) / np.where(deviation > 0, deviation, 1)

@@ -17,7 +17,7 @@ from dropjax.search.problem import Problem
 __all__ = ["PARTS", "SEARCH_ROWS", "Report", "Step", "measure"]
 
 SEARCH_ROWS = 2000
-"""The paper's N_cmp: its searches look at the table's first rows; every MSE is over all of them."""
+"""The paper's N_cmp: the number of rows, from the first, that its searches use. Every MSE is over all rows."""
 
 PARTS: Mapping[str, Callable[[Report, Solved, Solution], None]] = {
     "the puzzle": show_puzzle,

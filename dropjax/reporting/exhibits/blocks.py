@@ -14,7 +14,7 @@ COMMUTATOR_ROWS = 256
 
 
 def show_blocks(report: Report, solved: Solved, _: Solution) -> None:
-    """Each block's sizes, activations and Jacobians, and what Proposition 1 says of them (paper, Figs. 8 and 9)."""
+    """The sizes, activations and Jacobians of each block, and the predictions of Proposition 1 (paper, Figs. 8 and 9)."""
     blocks = jax.tree.map(np.asarray, analysis.measure_blocks(solved.stack, solved.problem.x))
     report.numbers["proposition_1"] = _block_numbers(blocks)
     report.add(

@@ -1,4 +1,4 @@
-"""Seed orders, all swaps, repairs: the paper's route, and what it decided."""
+"""Seed orders, all swaps and repairs: the paper's route, and its decisions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,7 +23,7 @@ PAPERS = {"delta_norm": "delta-norm", "w_out_norm": "‖W_out‖_F"}
 
 
 START_NAMES = {"table1": "Bradley–Terry", "table2": PAPERS["delta_norm"], "table3": PAPERS["w_out_norm"]}
-"""What the repair of each of the paper's tables starts from."""
+"""The start of the repair in each of the paper's tables."""
 
 
 class Ranked(NamedTuple):
@@ -32,7 +32,7 @@ class Ranked(NamedTuple):
     gaps: Float[np.ndarray, "L L"]
     wins: Float[np.ndarray, "L L"]
     fitted: bradley_terry.Fit
-    """By the paper's MM iteration."""
+    """The fit by the paper's MM iteration."""
     transitivity: bradley_terry.Transitivity
     order: Int[np.ndarray, " L"]
 
@@ -130,7 +130,7 @@ def _draw_repairs(
     places: Mapping[str, Sequence[Int[np.ndarray, " L"]]],
     decided: Mapping[str, analysis.Decisions],
 ) -> None:
-    """`places` are those after each round of each route, the start's own first."""
+    """The exchanges of each route. `places` are the right places at its start and after each round."""
     report.add(
         "progression",
         "Three bar charts of the blocks' right positions in the order of the seed, after ranking, and after repair.",

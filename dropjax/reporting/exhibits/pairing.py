@@ -1,4 +1,4 @@
-"""Halves, their pairs, and what theory says of both."""
+"""Halves and their pairs, compared with theory."""
 
 from typing import Any
 
@@ -123,7 +123,7 @@ def _draw_pairs(
 
 
 def right_mask(arrangement: Int[np.ndarray, "L 2"]) -> Bool[np.ndarray, "L L"]:
-    """Which input half (row) and output half (column) stand in one block."""
+    """Whether input half i (row) and output half j (column) are in one block."""
     right = np.zeros((len(arrangement), len(arrangement)), bool)
     right[arrangement[:, 0], arrangement[:, 1]] = True
     return right

@@ -33,7 +33,7 @@ def show_puzzle(report: Report, solved: Solved, solution: Solution) -> None:
 
 
 def show_table(report: Report, solved: Solved, _: Solution) -> None:
-    """The table's features, and what pred has to do with them (paper, Fig. 2)."""
+    """The table's features, and how pred relates to them (paper, Fig. 2)."""
     puzzle = solved.puzzle
     table = analysis.describe_table(puzzle.x, puzzle.pred)
     d = len(table.mean)

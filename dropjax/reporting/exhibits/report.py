@@ -1,4 +1,4 @@
-"""What a report holds, and what every part of it looks at."""
+"""The contents of a report, and the data that every part of it uses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from dropjax.core.stack import Stack
 from dropjax.search.problem import Problem
 
 Step = Callable[[str], object]
-"""Told what begins."""
+"""A function that is called with the name of each step as it begins."""
 
 
 class Drawing(NamedTuple):
@@ -26,24 +26,24 @@ class Drawing(NamedTuple):
 
 @dataclass
 class Report:
-    """All that the page shows."""
+    """The numbers and drawings that the page shows."""
 
     numbers: dict[str, Any] = field(default_factory=dict)
     drawings: list[Drawing] = field(default_factory=list)
 
     def add(self, name: str, description: str, draw: Callable[..., Any], *args: Any) -> None:
-        """One more figure, to be drawn later."""
+        """Adds a figure, which is drawn later."""
         self.drawings.append(Drawing(name, description, partial(draw, *args)))
 
 
 class Solved(NamedTuple):
-    """The solved puzzle as every part of the report looks at it."""
+    """The solved puzzle in the form that every part of the report uses."""
 
     puzzle: Puzzle
     problem: Problem
-    """Halves as numbered, all rows."""
+    """The problem with the halves in the order of their numbers, and all rows."""
     few: Problem
-    """The rows that searches decide on."""
+    """The problem with the rows that searches use."""
     arrangement: Int[np.ndarray, "L 2"]
     stack: Stack
-    """In order."""
+    """The stack in order."""

@@ -12,7 +12,7 @@ from dropjax.reporting.figures.style import BLACK, BLUE, DEPTH, GREY, RED, SIGNE
 
 
 def pairing_matrices(score: Float[np.ndarray, "L L"], partner: Int[np.ndarray, " L"], narrow: bool = False) -> Figure:
-    """d(i, j) as found, and with each input half's partner on the diagonal (paper, Fig. 3a)."""
+    """d(i, j) in the given numbering, and with each input half's partner on the diagonal (paper, Fig. 3a)."""
     figure, axes = panels(2, narrow, height=3.9)
     best = int(np.sum(score.argmax(axis=1) == partner))
     headline(figure, f"d(i, j): {best} of {len(score)} input halves score highest with their own output half")
@@ -94,7 +94,7 @@ def all_products(products: Float[np.ndarray, "L d d"], order: str, narrow: bool 
 
 
 def _symmetric(values: np.ndarray) -> Normalize:
-    """A scale about 0 that the largest hundredth of the entries may leave."""
+    """A colour scale around 0; the largest hundredth of the entries may exceed it."""
     most = float(np.quantile(np.abs(values), 0.995)) or 1.0
     return Normalize(-most, most)
 

@@ -32,7 +32,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.hashsalt": "dropjax",
 }
-"""To be set (`matplotlib.rc_context`) while figures are made and saved."""
+"""Settings for `matplotlib.rc_context` while figures are made and saved."""
 
 
 def panels(count: int, narrow: bool, columns: int = 2, height: float = 3.0, width: float = 8.6) -> tuple[Figure, list[Axes]]:
