@@ -83,7 +83,8 @@ def kernels(puzzle: Path, platform: str) -> dict[str, Any]:
 def print_kernels(reports: dict[str, dict[str, Any]]) -> None:
     """Every kernel's time on each device, and its share of that device's matrix-product rate."""
     frames = {platform: pd.DataFrame(report["rows"]) for platform, report in reports.items()}
-    whole, columns = next(iter(frames.values()))[["kernel", "N"]], {"kernel": "<50", "N": ">7,"}
+    columns = {"kernel": "<50", "N": ">7,"}
+    whole = pd.DataFrame(next(iter(reports.values()))["rows"], columns=list(columns))
     for platform, frame in frames.items():
         times = {f"{platform}, ms": 1e3 * frame.seconds}
         shares = {f"{platform}, of limit": frame.fraction_of_matmul.where(frame.flop > 0)}

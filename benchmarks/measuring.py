@@ -71,7 +71,7 @@ def write_report(path: Path | None, rows: Sequence[Any] | pd.DataFrame, **more: 
     """Write the JSON of a benchmark: machine, versions, `more` and the rows. Without a path, nothing is written."""
     if path is not None:
         if isinstance(rows, pd.DataFrame):
-            rows = json.loads(rows.to_json(orient="records", double_precision=15))
+            rows = json.loads(rows.to_json(orient="records", double_precision=15) or "[]")
         report = {"machine": machine(), "versions": versions(), **more, "rows": rows}
         atomic_write(path, lambda temporary: temporary.write_text(json.dumps(report, indent=1)))
 

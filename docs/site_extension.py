@@ -24,6 +24,8 @@ INCLUDED = {
     "../benchmarks/SCALING.md": "scaling.md",
 }
 """Files outside docs/, and the pages that include them. Links to the files are links to the pages on the site."""
+SHORT = 28
+"""The most characters of code that are kept on one line."""
 EQUATION = re.compile(r"^\| (?:Eq\. \d+|D\d+) \| .+ \| `([\w.]+)` \|$", re.MULTILINE)
 
 
@@ -81,6 +83,18 @@ def _records(name: str) -> list[str]:
     return [f"{a.__module__}.{a.__name__}" for a in own if not hasattr(dropjax, a.__name__)]
 
 
+class ShortCode(SphinxTransform):
+    """Keeps short code in a sentence on one line: browsers would break `--method` behind its first two characters."""
+
+    default_priority = 6
+
+    def apply(self, **kwargs) -> None:
+        """Marks each piece of code that fits a phone's line."""
+        for literal in self.document.findall(nodes.literal):
+            if len(literal.astext()) <= SHORT:
+                literal["classes"].append("short")
+
+
 class LinkedNames(SphinxTransform):
     """Makes a link of a name in code, `dropjax.order` say, wherever the site documents what it names."""
 
@@ -114,12 +128,12 @@ def leave_unlinked(app: Sphinx, env, node: pending_xref, content: nodes.Node) ->
 
 
 def as_text(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Takes |x| and * of docstrings as what they are in mathematics, and indented lines as a table."""
+    """Takes |x| and * of docstrings as what they are in mathematics, and indented lines, or lines in columns, as a table."""
     lines[:] = [re.sub(r"(`[^`]*`)|([|*])", lambda found: found[1] or f"\\{found[2]}", line) for line in lines]
     for at in reversed(range(1, len(lines))):
-        if lines[at].startswith("    ") and not lines[at - 1]:
+        if re.match(r"    |\S.*\S {3,}\S", lines[at]) and not lines[at - 1]:
             block = at + next((n for n, line in enumerate(lines[at:]) if not line), len(lines) - at)
-            lines[at:block] = ["::", "", *(line.replace("\\", "") for line in lines[at:block])]
+            lines[at:block] = ["::", "", *("    " + line.replace("\\", "") for line in lines[at:block])]
 
 
 def shorten(
@@ -137,6 +151,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     for name, directive in pages:
         app.add_directive(name, directive)
     app.add_transform(LinkedNames)
+    app.add_transform(ShortCode)
     app.connect("source-read", link_to_pages)
     app.connect("missing-reference", leave_unlinked)
     app.connect("autodoc-process-docstring", as_text)

@@ -184,11 +184,13 @@ def verdict(solution: Solution, expected_sha256: str | None) -> list[str]:
         lines += [] if solution.reason is None else [solution.reason]
     lines += solution.notes
     lines += [f"interchangeable pieces: {', '.join(map(str, group))}" for group in solution.ties]
+    depth = solution.stack.depth
     if solution.doubtful:
-        lines.append(f"input halves with a doubtful partner: {', '.join(map(str, solution.doubtful))}")
+        halves = ", ".join(map(str, solution.doubtful))
+        lines.append(f"input halves with a doubtful partner, {len(solution.doubtful)} of {depth}: {halves}")
     if solution.unsettled:
         halves = ", ".join(map(str, solution.unsettled))
-        lines.append(f"input halves of blocks whose places differ among the best orders: {halves}")
+        lines.append(f"input halves of blocks whose place is in doubt, {len(solution.unsettled)} of {depth}: {halves}")
     if solution.replay is not None:
         lines.append(f"float64 replay: MSE {solution.replay['mse']:.3g}, largest {solution.replay['max_abs_error']:.2g}")
     times = "  ".join(f"{name} {seconds:.2f} s" for name, seconds in solution.seconds.items())
