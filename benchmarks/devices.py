@@ -76,7 +76,7 @@ def measure(puzzle: Path, platform: str, repeats: int) -> list[dict[str, Any]]:
 
 
 def kernels(puzzle: Path, platform: str) -> dict[str, Any]:
-    """What kernels.py reports."""
+    """The report of kernels.py."""
     return reported(str(Path(__file__).with_name("kernels.py")), str(puzzle), "--platform", platform)
 
 

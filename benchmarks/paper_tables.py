@@ -149,7 +149,7 @@ def measure(path: Path) -> dict[str, Any]:
 
 
 def show(ours: dict[str, Any]) -> None:
-    """The paper's column beside ours."""
+    """Prints the paper's numbers beside ours."""
     for section in ("pairing", "seeds", "bradley_terry"):
         mine = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in ours[section].items()}
         theirs = [None if name not in PAPER[section] else str(PAPER[section][name]) for name in mine]

@@ -26,7 +26,7 @@ WORDS = ["small", "old", "quiet", "red", "clever", "happy", "cold", "slow"]
 
 
 def text(rng: np.random.Generator, length: int) -> np.ndarray:
-    """So many letters of made-up sentences, as numbers."""
+    """The given number of letters of made-up sentences, as numbers."""
     said = ""
     while len(said) < length:
         subject, thing = (f"the {rng.choice(WORDS)} {rng.choice(NOUNS)}" for _ in range(2))
@@ -66,7 +66,7 @@ class Feedforward(eqx.Module):
 
 
 class Ends(eqx.Module):
-    """What stands before the first block and behind the last one."""
+    """The layers before the first block and after the last one."""
 
     letters: eqx.nn.Embedding
     places: jax.Array
@@ -100,7 +100,7 @@ def as_part(modules: eqx.Module):
 
 
 def train(blocks: int, width: int, length: int, steps: int):
-    """The trained ends, attentions and MLPs, and letters [256, length] that they have not seen."""
+    """The trained ends, attentions and MLPs, and letters [256, length] that were not used in training."""
     rng, keys = np.random.default_rng(0), jax.random.split(jax.random.key(0), 2 * blocks + 1)
     letters = text(rng, 200_000)
     # One module each, whose arrays are all blocks' arrays stacked.
@@ -134,7 +134,7 @@ def train(blocks: int, width: int, length: int, steps: int):
 
 
 def main(argv: list[str] | None = None) -> bool:
-    """Whether every answer that is called solved is right, and all that have a target are solved."""
+    """Runs the example; returns whether every answer called solved is right, and all that have a target are solved."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--blocks", type=int, default=24)
     p.add_argument("--width", type=int, default=64)

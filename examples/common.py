@@ -1,4 +1,4 @@
-"""What the examples share: dropping a network, saying how an order came out, and the naive descent to compare with."""
+"""Parts shared by the examples: dropping a network, printing a result, and a naive descent for comparison."""
 
 import itertools
 import time
@@ -11,7 +11,7 @@ from dropjax import Ordering
 
 
 def run(block, parts, arrangement, x):
-    """The last state, block by block."""
+    """The state after the last block, run block by block."""
     for row in arrangement:
         chosen = [jax.tree.map(lambda a, k=int(k): a[k], part) for part, k in zip(parts, row, strict=True)]
         if callable(block):
@@ -23,7 +23,7 @@ def run(block, parts, arrangement, x):
 
 
 def drop(rng: np.random.Generator, block, parts, x):
-    """The parts of each kind shuffled, what the sound network gives, and the arrangement that puts the parts back."""
+    """The shuffled parts of each kind, the intact network's output, and the arrangement that puts the parts back."""
     depth, kinds = len(jax.tree.leaves(parts)[0]), len(parts)
     sound = np.tile(np.arange(depth)[:, None], (1, kinds))
     target = np.asarray(run(jax.jit(block) if callable(block) else [jax.jit(step) for step in block], parts, sound, x))
@@ -33,7 +33,7 @@ def drop(rng: np.random.Generator, block, parts, x):
 
 
 def report(name: str, found: Ordering, answer: np.ndarray) -> bool:
-    """Says how it came out; whether what is said to be solved is right."""
+    """Prints the result; returns whether an answer that is called solved is right."""
     right = float((found.arrangement == answer).mean())
     error = "" if found.error is None else f", error {found.error:.1e} of the spread"
     print(

@@ -20,19 +20,19 @@ KINDS, HELD_OUT = 10, 297
 
 
 def digits():
-    """Pictures [1797, 8, 8, 1] from 0 to 1 and which digit each shows, in a random order that is always the same."""
+    """Pictures [1797, 8, 8, 1] from 0 to 1 and the digit in each, in a fixed random order."""
     images, labels = load_digits(return_X_y=True)
     chosen = np.random.default_rng(0).permutation(len(images))
     return (images[chosen].reshape(-1, 8, 8, 1) / 16).astype(np.float32), labels[chosen]
 
 
 def convolved(x, kernel):
-    """3 × 3, as many channels out as the kernel says."""
+    """A 3 × 3 convolution with the kernel's number of output channels."""
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def block(parts, x):
-    """One residual block, of its two convolutions."""
+    """One residual block made of its two convolutions."""
     first, second = parts
     z = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
     hidden = jax.nn.relu(convolved(z, first["kernel"]) + first["bias"])
@@ -40,7 +40,7 @@ def block(parts, x):
 
 
 def train(blocks: int, channels: int, steps: int):
-    """The trained stem and parts, and pictures that they have not seen."""
+    """The trained stem and parts, and pictures that were not used in training."""
     rng = np.random.default_rng(0)
 
     def drawn(*shape, size=1.0):
@@ -78,7 +78,7 @@ def train(blocks: int, channels: int, steps: int):
 
 
 def main(argv: list[str] | None = None) -> bool:
-    """Whether the stage came back, and what is called solved is right."""
+    """Runs the example; returns whether the stage came back and whether an answer called solved is right."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--blocks", type=int, default=12)
     p.add_argument("--channels", type=int, default=16)

@@ -20,7 +20,7 @@ from dropjax.io.encoders import PARTS, find_encoder
 
 
 def main(argv: list[str] | None = None) -> bool:
-    """Whether the encoder came back, and what is called solved is right."""
+    """Runs the example; returns whether the encoder came back and whether an answer called solved is right."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("model", type=Path, help="a wheel with a model.safetensors in it, or that file")
     p.add_argument("--parts", type=int, choices=tuple(PARTS), default=2)
