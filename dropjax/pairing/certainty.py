@@ -1,4 +1,4 @@
-"""How sure a matching is: what every exchange of two partners would lose, against the wrong pairs' own spread."""
+"""The certainty of a matching: the loss by every exchange of two partners, compared with the wrong pairs' spread."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from dropjax.core.solution import Pairing
 
 PAIR_ERROR = 0.01
-"""Probability, under the wrong pairs' own spread, that some wrong pair of a matching is called clear."""
+"""The probability, given the wrong pairs' spread, that some wrong pair of a matching is called clear."""
 
 
 def regrets(score: Float[np.ndarray, "L L"], partner: Int[np.ndarray, " L"]) -> Float[np.ndarray, " L"]:
@@ -102,11 +102,11 @@ class Judged(Pairing):
     needed: float = 0.0
     """The strength from which there is a signal at all: Student's t over the shuffled copies, Bonferroni over signals."""
     separations: Mapping[str, float] = field(default_factory=dict)
-    """For every signal tried, the mean regret divided by that of shuffled halves; about 1 means no signal."""
+    """The mean regret of every signal tried, divided by that of shuffled halves; about 1 means no signal."""
     votes: Int[np.ndarray, " L"] = field(default_factory=lambda: np.zeros(0, int))
-    """For each pair, how many of the `voters` chose it."""
+    """The number of `voters` that chose each pair."""
     voters: tuple[str, ...] = ()
-    """The signals that show that there are pairs at all."""
+    """The names of the signals that show pairs."""
 
     @property
     def verdict(self) -> str:

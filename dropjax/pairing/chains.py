@@ -1,4 +1,4 @@
-"""Pairing of three factors: the convolutions 1×1, k×k, 1×1 of a residual bottleneck, none of them known to belong together.
+"""Pairing of three factors: the convolutions 1×1, k×k, 1×1 of a residual bottleneck. None is known to match another.
 
 M = W_last·K·W_first [d, d] meets itself on the residual stream as W_out·W_in does. All three are unknown, so that there are
 L³ products: first i, middle j, last k. Their scores are assigned one side at a time, each the best for the others, until
@@ -18,9 +18,9 @@ from dropjax.pairing.evidence import SHUFFLES
 from dropjax.pairing.portfolio import SIGNAL_ERROR, _Candidate, _candidate
 
 HIGHEST = 1 - 1e-6
-"""The largest correlation whose artanh is taken."""
+"""Correlations are limited to this before their artanh is taken."""
 ROUNDS = 30
-"""Assignments of either side at the most; some ten are enough."""
+"""The most assignments of each side; about ten are enough."""
 SIDES = 3
 """Matchings that a chain is judged by: of its first, of its middle and of its last convolution, the others held."""
 
@@ -35,7 +35,7 @@ class Factors:
     middle: Float[np.ndarray, "L t h h"]
     last: Float[np.ndarray, "L d h"]
     gains: Float[np.ndarray, "2 L h"] | None = None
-    """Gains of the normalisations behind the first and the middle convolutions, which stay with them."""
+    """Gains of the normalisations after the first and the middle convolutions, which stay with them."""
 
     def reordered(self, *orders: Int[np.ndarray, " L"]) -> "Factors":
         """The first, middle and last convolutions each in another order."""
@@ -164,7 +164,7 @@ def tables(cube: Cube, middle: Int[np.ndarray, " L"], last: Int[np.ndarray, " L"
 
 @dataclass(frozen=True)
 class Chained:
-    """Chains of three."""
+    """The chains of three convolutions that were chosen."""
 
     middle: Judged
     """The middle convolution of every first one."""
@@ -223,7 +223,7 @@ def _words(key: tuple[str, int], readings: Sequence[Factors]) -> str:
 
 
 class _Judged(NamedTuple):
-    """Chains by one signal."""
+    """The chains that one signal chooses."""
 
     partners: tuple[Int[np.ndarray, " L"], Int[np.ndarray, " L"]]
     candidates: list[_Candidate]

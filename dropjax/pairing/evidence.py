@@ -14,19 +14,19 @@ from jaxtyping import Array, Float, Int
 from dropjax.core.options import MEMORY
 
 EXACT_WIDTH = 256
-"""Largest d whose products W_out·W_in are computed as they are; wider ones are sketched."""
+"""Largest d for which products W_out·W_in are computed exactly; wider ones are sketched."""
 
 
 SKETCH = 128
-"""Random directions on each side of a sketched product."""
+"""The number of random directions on each side of a sketched product."""
 
 SHUFFLES = 8
-"""Shuffled copies that a portfolio is compared with."""
+"""The number of shuffled copies that a portfolio is compared with."""
 
 
 @runtime_checkable
 class Halves(Protocol):
-    """Input and output halves of L blocks, wherever they are kept."""
+    """Input and output halves of L blocks, in memory or in a file."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -112,7 +112,7 @@ class Sums(NamedTuple):
 
 @jax.jit
 def sums_over(a: Float[Array, "L s d"], b: Float[Array, "L s d"]) -> Sums:
-    """Everything that is a sum over hidden units of something about one unit of both halves."""
+    """All sums over hidden units of quantities of one unit in both halves."""
     inner = jnp.einsum("isd,jsd->sij", a, b, precision=lax.Precision.HIGHEST)
     in_norms, out_norms = (jnp.linalg.norm(half, axis=2) for half in (a, b))
     scale = in_norms.T[:, :, None] * out_norms.T[:, None, :]

@@ -1,4 +1,4 @@
-"""Signals for attention's projections, beside those for any two halves: a product for each head.
+"""Signals for attention's projections, in addition to those for any two halves: a product for each head.
 
 A head's units may be rotated in both projections alike, M_h = B_hᵀ·A_h stays. Different heads' traces may differ in sign, so
 that they cancel in tr(M) = Σ_h tr(M_h); squares do not. A_h and B_h are a head's rows [e, d], C_h = A_h·B_hᵀ [e, e].
@@ -18,7 +18,7 @@ from dropjax.pairing.evidence import Halves
 from dropjax.pairing.portfolio import Extra
 
 LARGEST_GROUP = 32
-"""Units that are taken together if the size of a head is not known: this divides nearly every model's head size."""
+"""The number of units taken together if the size of a head is unknown; it divides the head size of nearly every model."""
 
 
 class Heads(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which attention stands in one layer with which MLP: both write to the residual stream, and the MLP reads from it.
+"""Matching the attention of each layer with its MLP: both write to the residual stream, and the MLP reads from it.
 
 No hidden unit ties them together, only the stream's own basis. What is compared are the Gram matrices on its features
 [d, d]: W_output·W_outputᵀ of what attention writes with W_inᵀ·W_in of what the MLP reads, and with W_out·W_outᵀ of what it

@@ -1,4 +1,4 @@
-"""Which layers of one model are layers of another: fine-tuned, merged, permuted, rescaled or quantised ones.
+"""Tracing layers of one model to those of another, even if they were fine-tuned, merged, permuted, rescaled or quantised.
 
 A layer's signature is the products of its two halves that meet on the residual stream, unit by unit, or head by head: M_k =
 b_k·a_kᵀ of hidden unit k keeps its direction when units change places or either half's are scaled, and a head's product when
@@ -20,17 +20,17 @@ from dropjax.pairing.evidence import Halves
 from dropjax.runtime.settings import own_settings
 
 SAMPLE = 128
-"""Number of hidden units of a layer of ours that are looked for in each layer of theirs."""
+"""The number of hidden units of a layer of ours that are compared with each layer of theirs."""
 ORIGIN_ERROR = 0.01
 """Probability that some layer without an origin is said to have one, if the scores of unrelated layers were normal."""
 
 
 @dataclass(frozen=True)
 class Origins:
-    """Where layers come from."""
+    """The origins of layers."""
 
     score: Float[np.ndarray, "A B"]
-    """Likeness of every layer of ours (row) with every layer of theirs (column)."""
+    """The similarity of every layer of ours (row) to every layer of theirs (column)."""
     best: Int[np.ndarray, " A"]
     """The likeliest layer of theirs, whatever the verdict; several of ours may have the same."""
     certainty: Float[np.ndarray, " A"]
@@ -59,7 +59,7 @@ class Origins:
 def _best_blocks(
     a: Float[Array, "A n d"], b: Float[Array, "A n d"], x: Float[Array, "B m d"], y: Float[Array, "B m d"], size: int
 ) -> Float[Array, "A B k"]:
-    """For each block of `size` units of ours, its product's largest cosine with a block of theirs."""
+    """The largest cosine of the product of each block of `size` units of ours with that of a block of theirs."""
     product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
     def squares(p: Float[Array, "u d"], q: Float[Array, "u d"]) -> Float[Array, " k"]:
@@ -79,7 +79,7 @@ def _best_blocks(
 def likeness(
     ours: Halves, theirs: Halves, size: int = 1, seed: int = 0, memory: int = MEMORY
 ) -> tuple[Float[np.ndarray, "A B"], Float[np.ndarray, "A B"]]:
-    """How like every layer of ours is to every layer of theirs, and the same where features of theirs are shuffled.
+    """The similarity of every layer of ours to every layer of theirs, and to theirs with their features shuffled.
 
     Of about `SAMPLE` units of a layer of ours, in blocks of `size`, the mean over blocks of the largest cosine of its
     product with that of any block of theirs: 1 where all are there, in whatever order and scale.
@@ -102,7 +102,7 @@ def likeness(
 
 
 def origins(score: Float[np.ndarray, "A B"], unrelated: Float[np.ndarray, "A B"]) -> Origins:
-    """The likeliest layer of theirs for each of ours, and how sure that is.
+    """The likeliest layer of theirs for each of ours, and how certain that is.
 
     What unrelated layers score is taken from all layers of theirs but each one's two likeliest, less the rows' means, and
     from the `unrelated` scores: of the two, the larger mean and the larger spread. A layer is beyond chance by Student's t,

@@ -1,4 +1,4 @@
-"""The kinds of paths that can be paired: two or three matrices whose product meets itself on the residual stream.
+"""The kinds of paths that can be paired: two or three matrices whose product maps the residual stream to itself.
 
 Attention and MLP of one layer share no hidden units, but they write to and read from the same features of the stream.
 """
@@ -8,7 +8,7 @@ from typing import NamedTuple
 EVERY_SCALE = ("cosines", "squared_cosines", "cubed_cosines")
 """Signals that no scale of a hidden unit changes."""
 TRACES = ("ddr", "negative_trace", "positive_trace", "symmetry")
-"""Signals that are functions of the product M alone, whatever is done between its factors."""
+"""Signals that depend only on the product M."""
 BY_HEAD = ("head_traces", "head_symmetry", "head_gram")
 """Signals that are functions of every head's own product."""
 
@@ -19,11 +19,11 @@ class Kind(NamedTuple):
     parts: tuple[str, ...]
     """What is paired, from the residual stream and back to it; of attention's two ends both read the stream."""
     product: str
-    """The product that meets itself on the residual stream."""
+    """The product that maps the residual stream to itself."""
     free: str
-    """What may be done to the parts of one path without changing what it computes."""
+    """The changes to the parts of a path that leave what it computes unchanged."""
     blind: tuple[str, ...]
-    """The signals that this leaves as they are."""
+    """The signals that these changes leave unchanged."""
     heads: bool = False
     """Whether hidden units come in heads, which have signals of their own."""
 

@@ -1,4 +1,4 @@
-"""Which output half belongs to which input half, from the weights alone (paper, Section 3).
+"""Pairing the output halves with the input halves, from the weights alone (paper, Section 3).
 
 `pair` alone is the paper's ratio. Where that does not tell the pairs apart, `portfolio` looks at the halves in several
 ways (`SIGNALS`) and trusts the one whose matching stands out most from the matchings of the same halves with their hidden
@@ -54,7 +54,7 @@ def pair(
 
 
 class _Candidate(NamedTuple):
-    """One signal's matching beside those of the shuffled halves."""
+    """The matching of one signal, and its matchings of the shuffled halves."""
 
     pairing: Pairing
     sure: Float[np.ndarray, " L"]
