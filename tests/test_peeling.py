@@ -4,8 +4,9 @@ import reference
 import scipy
 
 from dropjax.core.solution import Pairing
-from dropjax.ordering import peeling
-from dropjax.ordering.peeling import Design, ahead, fit, matched, peel, ridge_regression, start_peeling, support
+from dropjax.ordering import peeling, regressions
+from dropjax.ordering.peeling import ahead, fit, matched, peel, start_peeling, support
+from dropjax.ordering.regressions import Design, ridge_regression
 from dropjax.pairing.certainty import log_odds
 from dropjax.runtime import mesh
 from dropjax.search.order_rungs import ByFlips
@@ -31,7 +32,7 @@ def columns_of(stack, left, x):
     w_in, b_in = np.asarray(stack.w_in, np.float64), np.asarray(stack.b_in, np.float64)
     hidden = np.concatenate([np.maximum(x @ w_in[i].T + b_in[i], 0) for i in left], axis=1)
     states, hidden = x - x.mean(axis=0), hidden - hidden.mean(axis=0)
-    scales = peeling.LOOSE / np.sqrt(np.mean(states**2)), 1 / np.sqrt(np.mean(hidden**2))
+    scales = regressions.LOOSE / np.sqrt(np.mean(states**2)), 1 / np.sqrt(np.mean(hidden**2))
     return np.concatenate([scales[0] * states, scales[1] * hidden], axis=1), scales
 
 

@@ -84,9 +84,22 @@ def expected_places(share: Float[A, "*K P"], depth: int, reach: int | None = Non
     return share.clip(0, 1) @ turned + np.arange(depth)
 
 
-def reordered(arrangement: Int[np.ndarray, "L 2"], share: Float[np.ndarray, " P"]) -> Int[np.ndarray, "L 2"]:
+def reordered(
+    arrangement: Int[np.ndarray, "L 2"], share: Float[np.ndarray, " P"], reach: int | None = None
+) -> Int[np.ndarray, "L 2"]:
     """The blocks by their `expected_places`."""
-    return arrangement[np.argsort(expected_places(share, len(arrangement)), kind="stable")]
+    return arrangement[np.argsort(expected_places(share, len(arrangement), reach), kind="stable")]
+
+
+def proposed(normal: Normal, depth: int, reach: int | None = None) -> Int[np.ndarray, "K L"]:
+    """Orders, of positions, that the regressions ask for; K is always the same.
+
+    For each ridge there are orders by the shares themselves (about 0 for two blocks in the right order and 1 for two in the
+    wrong one), by half and twice these shares, and by the flips whose shares are above 30% and above 70%.
+    """
+    shares = ridge_solutions(normal)
+    asked = [of for share in shares for of in (share, share / 2, 2 * share, share > 0.3, share > 0.7)]
+    return np.argsort(expected_places(np.asarray(asked, np.float64), depth, reach), axis=1, kind="stable")
 
 
 def orders(
@@ -96,11 +109,5 @@ def orders(
     pred: Float[Array, "N o"],
     memory: int = MEMORY,
 ) -> Int[np.ndarray, "K L 2"]:
-    """Orders of the same blocks that regressions of the errors propose; K is always the same.
-
-    For each ridge there are orders by the shares themselves (about 0 for two blocks in the right order and 1 for two in the
-    wrong one), by half and twice these shares, and by the flips whose shares are above 30% and above 70%.
-    """
-    shares = ridge_solutions(normal_equations(stack, arrangement, x, pred, memory))
-    asked = [of for share in shares for of in (share, share / 2, 2 * share, share > 0.3, share > 0.7)]
-    return np.stack([reordered(arrangement, np.asarray(of, np.float64)) for of in asked])
+    """Orders of the same blocks that regressions of the errors on all flips propose (see `proposed`)."""
+    return arrangement[proposed(normal_equations(stack, arrangement, x, pred, memory), len(arrangement))]

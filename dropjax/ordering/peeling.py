@@ -9,7 +9,6 @@ leads to, along the few directions that count (`ahead`): the block after which t
 owes nothing to the order of what is still to come, and nothing to what the weights say.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,57 +16,42 @@ import jax.numpy as jnp
 import numpy as np
 import scipy
 from jax import lax
-from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int
 
 from dropjax.core.options import MEMORY
-from dropjax.core.stack import ACTIVATIONS, Stack, advance, product, read_out, residual
+from dropjax.core.stack import Stack, advance, product, residual
+from dropjax.ordering.prefixes import straighten_prefix
+from dropjax.ordering.regressions import (
+    RIDGES,
+    design,
+    evidence,
+    hidden_features,
+    inner,
+    is_dual,
+    likeliest,
+    residual_features,
+)
 from dropjax.runtime import mesh
 
 ROWS = 4000
 """Rows that peeling looks at."""
-RIDGES = (1e-3, 1e-2, 1e-1)
-"""Ridges that are tried, per row and in units of a feature's mean square; the one of the largest evidence is taken."""
-LOOSE = 3.0
-"""Standard deviation of the outputs' slopes by the states in the prior, in those by hidden units, both standardised."""
-DIRECTIONS = 8
-"""Directions along which the remaining blocks' residuals are seen while one is looked for."""
+COLUMNS, DIRECTIONS = 800, 8
+"""Features of a look ahead: the remaining blocks' residuals along as many directions as make so many, but at least 8."""
 LOOKED_AT = 12
 """Blocks that are tried as the next one: those after which the outputs were likeliest when last looked at."""
 AHEAD = np.geomspace(1e-4, 0.1, LOOKED_AT, dtype=np.float32)
 """Ridges per row, as many as are tried at once: the likeliest before a block is placed is taken for looking ahead."""
 PORTION, PORTIONS = 4, 8
 """Blocks that are placed before partners are matched again and every block is looked at: so many, or one in so many."""
+WINDOW = 3
+"""Portions that are straightened together: the last ones placed; at the end all are."""
+GIVEN_BACK = 2
+"""Part of a portion, as its denominator, that is looked for again after straightening."""
 CHANCE = 1e-3
 """Probability with which the best of L wrong blocks is taken for one that the table speaks for."""
 SIZES = 3
 """Sizes of regression that are compiled: for all blocks, for two thirds of them, and for a third."""
-
-inner = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-products = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-
-
-class Design(NamedTuple):
-    """What a regression at some states sees: all columns of mean 0."""
-
-    columns: Float[Array, "N n"]
-    """The states first, then the features of each remaining half; standardised, the states `LOOSE` times as large."""
-    target: Float[Array, "N o"]
-    """pred less the states' own read-out: in the prior the outputs' slope by the state is the last layer's."""
-    scales: Float[Array, "2"]
-    """What the states and the features were multiplied by."""
-
-
-class Ridge(NamedTuple):
-    """A ridge regression."""
-
-    evidence: Float[Array, ""]
-    """Logarithm of the marginal likelihood of the target, its variance the likeliest one, constants left out."""
-    coefficients: Float[Array, "n o"]
-    factor: Float[Array, "r r"]
-    """Cholesky's, of the columns' products or, where there are fewer rows, of the rows', each plus the ridge."""
-    noise: Float[Array, ""]
-    """Penalised sum of squares, per prediction."""
 
 
 class Fit(NamedTuple):
@@ -82,64 +66,6 @@ class Fit(NamedTuple):
     gains: Float[Array, " m"]
     """How much the penalised sum of squares grows where one half's features are left out."""
     scales: Float[Array, "2"]
-
-
-def hidden_features(stack: Stack, left: Int[Array, "m 2"], x: Float[Array, "N d"]) -> Float[Array, "N m h"]:
-    """Hidden activations of the remaining input halves at the states x; zeros for a row of −1."""
-    halves = left[:, 0]
-    z = products("nd,mhd->nmh", x, stack.w_in[halves]) + stack.b_in[halves]
-    return jnp.where((halves >= 0)[:, None], ACTIVATIONS[stack.activation](z), 0)
-
-
-def residual_features(
-    stack: Stack, left: Int[Array, "m 2"], x: Float[Array, "N d"], basis: Float[Array, "d k"]
-) -> Float[Array, "N m k"]:
-    """The remaining blocks' residuals along some directions, b_out left out; zeros for a row of −1."""
-    through = products("mdh,dk->mkh", stack.w_out[left[:, 1]], basis)
-    return products("nmh,mkh->nmk", hidden_features(stack, left, x), through)
-
-
-def design(
-    stack: Stack, left: Int[Array, "m 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], seen: Float[Array, "N m q"]
-) -> Design:
-    """What a regression of pred sees at the states x."""
-    count = seen.shape[2] * jnp.maximum(jnp.sum(left[:, 0] >= 0), 1)
-    states, by_state = _standardised(x, LOOSE, x.shape[1])
-    others, by_feature = _standardised(seen.reshape(len(x), -1), 1.0, count)
-    target = pred - read_out(stack, x)
-    columns = jnp.concatenate([states, others], axis=1)
-    return Design(columns, target - target.mean(axis=0), jnp.stack([by_state, by_feature]))
-
-
-def _standardised(
-    columns: Float[Array, "N n"], size: float, count: int | Int[Array, ""]
-) -> tuple[Float[Array, "N n"], Float[Array, ""]]:
-    columns = columns - columns.mean(axis=0)
-    scale = size / jnp.sqrt(jnp.maximum(jnp.sum(columns**2) / (len(columns) * count), 1e-30))
-    return columns * scale, scale
-
-
-def is_dual(shape: tuple[int, ...]) -> bool:
-    """Whether a regression of that many rows and columns is solved by a matrix of the rows' products."""
-    return shape[0] < shape[1]
-
-
-def ridge_regression(seen: Design, gram: Float[Array, "r r"], ridge: Float[Array, ""]) -> Ridge:
-    """The regression with one ridge, from the products of the columns or, where there are fewer rows, of the rows."""
-    columns, target = seen.columns, seen.target
-    dual = is_dual(columns.shape)
-    factor = jnp.linalg.cholesky(gram + ridge * jnp.eye(len(gram)))
-    weights = cho_solve((factor, True), target if dual else inner(columns.T, target))
-    coefficients = inner(columns.T, weights) if dual else weights
-    left_over = jnp.sum((target - inner(columns, coefficients)) ** 2) + ridge * jnp.sum(coefficients**2)
-    noise = left_over / target.size
-    log_det = 2 * jnp.sum(jnp.log(jnp.diag(factor))) - len(gram) * jnp.log(ridge)
-    evidence = -(target.size * jnp.log(noise) + target.shape[1] * log_det) / 2
-    return Ridge(jnp.where(jnp.isfinite(evidence), evidence, -jnp.inf), coefficients, factor, noise)
-
-
-def _gram(columns: Float[Array, "N n"]) -> Float[Array, "r r"]:
-    return inner(columns, columns.T) if is_dual(columns.shape) else inner(columns.T, columns)
 
 
 @jax.jit
@@ -158,13 +84,10 @@ def fit(
     """
     features = hidden_features(stack, left, x) if basis is None else residual_features(stack, left, x, basis)
     seen = design(stack, left, x, pred, features)
-    gram, ridges = _gram(seen.columns), len(x) * jnp.asarray(RIDGES)
-    tried = lax.map(partial(ridge_regression, seen, gram), ridges)
-    best = jnp.argmax(tried.evidence)
-    of = jax.tree.map(lambda part: part[best], tried)
-    root = solve_triangular(of.factor, seen.columns if is_dual(seen.columns.shape) else jnp.eye(len(gram)), lower=True)
+    of, ridge = likeliest(seen, len(x) * jnp.asarray(RIDGES))
+    root = solve_triangular(of.factor, seen.columns if is_dual(seen.columns.shape) else jnp.eye(len(of.factor)), lower=True)
     (groups, size), width = features.shape[1:], x.shape[1]
-    found = Fit(of.evidence, of.coefficients, root, ridges[best], of.noise, jnp.zeros(groups), seen.scales)
+    found = Fit(of.evidence, of.coefficients, root, ridge, of.noise, jnp.zeros(groups), seen.scales)
 
     def gain(k: Int[Array, ""]) -> Float[Array, ""]:
         group, own = _half(found, width + k * size, size)
@@ -243,9 +166,7 @@ def ahead(
 
     def after(row: Int[Array, ""], ridge: Float[Array, ""]) -> Float[Array, ""]:
         there = x + jnp.where(left[row, 0] >= 0, residual(stack, left[row], x), 0)
-        others = left.at[row].set(-1)
-        seen = design(stack, others, there, pred, residual_features(stack, others, there, basis))
-        return ridge_regression(seen, _gram(seen.columns), len(x) * ridge).evidence
+        return evidence(stack, left.at[row].set(-1), there, pred, basis, ridge)
 
     return lax.map(lambda of: after(*of), (rows, ridges))
 
@@ -305,21 +226,21 @@ def peel(
     left = filled(rest, stack.depth)
     basis = directions(stack, left, here, pred)
 
-    def evidence(rows: Int[np.ndarray, " K"], ridges: Float[np.ndarray, " LOOKED_AT"]) -> Float[np.ndarray, " K"]:
+    def looked(rows: Int[np.ndarray, " K"], ridges: Float[np.ndarray, " LOOKED_AT"]) -> Float[np.ndarray, " K"]:
         filled = np.pad(rows, (0, -len(rows) % LOOKED_AT), mode="edge").reshape(-1, LOOKED_AT).astype(np.int32)
         found = [mesh.fetch(ahead(stack, left, here, pred, basis, ridges, some)) for some in filled]
         return np.concatenate(found)[: len(rows)]
 
-    tried = evidence(np.full(LOOKED_AT, len(rest)), AHEAD)
-    ridges, before = np.full_like(AHEAD, AHEAD[np.argmax(tried)]), np.max(tried)
+    tried = looked(np.full(LOOKED_AT, len(rest)), AHEAD)
+    ridge, before = AHEAD[np.argmax(tried)], np.max(tried)
+    ridges, gains = np.full_like(AHEAD, ridge), mesh.fetch(fit(stack, left, here, pred, basis).gains)[: len(rest)]
     placed: list[int] = []
     doubted = (certain[rest[:, 0]] < 0).any()
-    likely, lift = np.full(len(rest), np.inf), at.lift.copy()
+    likely, lift = gains - np.inf, at.lift.copy()
     for k in range(at.placed, min(at.placed + portion(stack.depth), stack.depth)):
-        rows = np.setdiff1d(np.arange(len(rest)), placed)
-        if placed:
-            rows = rows[np.argsort(-likely[rows], kind="stable")[:LOOKED_AT]]
-        likely[rows] = evidence(rows, ridges)
+        ranked = np.argsort(-likely if placed else -gains, kind="stable")
+        rows = ranked[~np.isin(ranked, placed)][: LOOKED_AT if placed else 2 * LOOKED_AT]
+        likely[rows] = looked(rows, ridges)
         best = rows[np.argmax(likely[rows])]
         rise = likely[best] - before if np.isfinite(likely[best]) else 0.0
         if placed and doubted and rise < _by_chance(stack.depth):
@@ -330,7 +251,14 @@ def peel(
         placed.append(int(best))
     others = np.setdiff1d(np.arange(len(rest)), placed)
     arrangement = np.concatenate([at.arrangement[: at.placed], rest[placed], rest[others]])
-    return Peeled(arrangement, at.placed + len(placed), lift)
+    end = at.placed + len(placed)
+    window = min(end // portion(stack.depth), WINDOW) * portion(stack.depth)
+    first = end - window if end < stack.depth else 0
+    start = _reached(stack, at.arrangement, np.int32(first), x)
+    arrangement[first:end] = straighten_prefix(stack, arrangement[first:end], left, start, pred, basis, float(ridge))
+    # What the straightened order has last may have come too early: it is given back.
+    given_back = portion(stack.depth) // GIVEN_BACK if end < stack.depth else 0
+    return Peeled(arrangement, max(end - given_back, at.placed + 1), lift)
 
 
 def matched(
@@ -370,10 +298,19 @@ def directions(
     stack: Stack, left: Int[np.ndarray, "M 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"]
 ) -> Float[np.ndarray, "d k"]:
     """Directions along which the remaining blocks' residuals move the outputs most: the principal ones of their slopes."""
-    width = x.shape[1]
-    of = fit(stack, left, x, pred, np.eye(width, dtype=np.float32))
-    scales = np.repeat(mesh.fetch(of.scales), [1, len(left)])
-    slopes = mesh.fetch(of.coefficients).reshape(-1, width, pred.shape[1]) * scales[:, None, None]
+    few = len(x) // 2
+    slopes = np.array(mesh.fetch(_slopes(stack, left, x[:few], pred[:few])))
     slopes[0] += np.asarray(stack.w_last).T
-    finite = np.nan_to_num(np.moveaxis(slopes, 2, 1).reshape(-1, width))
-    return np.linalg.svd(finite, full_matrices=False)[2][:DIRECTIONS].T.copy()
+    finite = np.nan_to_num(np.moveaxis(slopes, 2, 1).reshape(-1, x.shape[1]))
+    return np.linalg.svd(finite, full_matrices=False)[2][: max(DIRECTIONS, COLUMNS // len(left))].T.copy()
+
+
+@jax.jit
+def _slopes(
+    stack: Stack, left: Int[Array, "M 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"]
+) -> Float[Array, "1+M d o"]:
+    """The outputs' slopes by the states, less the last layer, and by each remaining block's residual."""
+    seen = design(stack, left, x, pred, residual_features(stack, left, x, jnp.eye(x.shape[1])))
+    of, _ = likeliest(seen, len(x) * jnp.asarray(RIDGES))
+    slopes = of.coefficients.reshape(1 + len(left), x.shape[1], -1)
+    return slopes * jnp.repeat(seen.scales, jnp.array([1, len(left)]), total_repeat_length=1 + len(left))[:, None, None]
