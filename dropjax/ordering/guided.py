@@ -97,7 +97,7 @@ def _no_proposals(depth: int) -> Proposals:
     return Proposals(*nothing)
 
 
-@program(static_argnames=("chunk", "screen", "memory"), results=(Proposals, Guided), quick=True)
+@program(static_argnames=("chunk", "screen", "memory"), quick=True)
 def guided_rounds(
     stack: Stack,
     start: Guided,

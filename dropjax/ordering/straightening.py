@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float, Int
 
 from dropjax.core.options import MEMORY
@@ -94,7 +93,7 @@ def start_straightening(arrangement: Int[np.ndarray, "L 2"]) -> Straightened:
     return Straightened(*mesh.put(parts))
 
 
-@program(static_argnames=("memory",), results=(Straightened,), quick=True)
+@program(static_argnames=("memory",), quick=True)
 def straightening(
     stack: Stack,
     start: Straightened,
@@ -126,6 +125,8 @@ def likeliest_order(normal: Normal, depth: int) -> Int[Array, " L"]:
 
     D9 in docs/method.md.
     """
+    from jax.scipy.sparse.linalg import cg  # which is slow to import, and needed only to trace the program
+
     i, j = flippable(depth, REACH)
     scale = jnp.trace(normal.gram) / len(i)
     ridges = jnp.concatenate([scale * jnp.asarray(NEAR_RIDGES), normal.mse * jnp.asarray(ERROR_RIDGES)])
