@@ -51,7 +51,7 @@ def changes_by_moves(
     (depth, hidden, width), outputs = stack.w_in.shape, len(stack.b_last)
 
     def of_chunk(x: Array, weight: Array) -> Float[Array, " K"]:
-        i, j = jnp.triu_indices(depth, 1)
+        i, j = np.triu_indices(depth, 1)
         at = linearise(stack, arrangement, x)
         near = jnp.zeros((depth, depth, len(x), outputs)).at[jnp.arange(depth - 1), jnp.arange(1, depth)]
         near = near.set(adjacent_changes(stack, arrangement, at))[i, j]  # for neighbours this is more exact than flips

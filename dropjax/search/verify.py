@@ -141,7 +141,7 @@ def first_order_changes(
 
     def of_chunk(x: Array, weight: Array) -> Float[Array, " K"]:
         at = linearise(stack, arrangement, x)
-        i, j = jnp.triu_indices(depth, 1)
+        i, j = np.triu_indices(depth, 1)
         changes = jnp.concatenate(
             [adjacent_changes(stack, arrangement, at), pair_swap_changes(stack, arrangement, at)[i, j]]
         )
