@@ -1,8 +1,8 @@
 """Compiled programs that later processes load instead of tracing and compiling them again.
 
-JAX's persistent cache finds a compiled program only by its StableHLO: tracing and lowering come first, and for this package's
-kernels take several times what fetching does. So the compiled programs are kept beside that cache's own, under the names,
-shapes, source and machine that they were compiled for.
+JAX's persistent cache finds a compiled program only by its StableHLO: tracing and lowering come first, and for this
+package's kernels take several times what fetching does. So the compiled programs are kept beside that cache's own, under the
+names, shapes, source and machine that they were compiled for.
 """
 
 import hashlib
@@ -42,11 +42,13 @@ QUICK: dict[str, dict[str, Any]] = {
         "xla_cpu_use_fusion_emitters": False,
         "xla_backend_optimization_level": 1,
         "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_parallel_codegen_split_count": 1,
     },
     "gpu": {"xla_gpu_autotune_level": 0},
 }
-"""Compiler options for half the compile time on a CPU. Programs of few rows then run up to a tenth longer, those of many
-rows half as long again, because their activations are not spread over the cores. On a GPU compiling takes a quarter of the
+"""Compiler options for less than half the compile time on a CPU. Programs of few rows then run up to a tenth longer, those
+of many rows half as long again, because their activations are not spread over the cores; and each is compiled by one thread,
+for programs are compiled side by side. On a GPU compiling takes a quarter of the
 time, because no ways to multiply matrices are tried out."""
 
 
@@ -143,7 +145,7 @@ def _processor() -> tuple:
     """The processor's instructions, and how many cores a program may be divided between."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     told = ""
-    with suppress(OSError), open("/proc/cpuinfo") as file:
+    with suppress(OSError), Path("/proc/cpuinfo").open() as file:
         for line in file:
             if line.startswith(("flags", "Features")):
                 told = line
