@@ -153,7 +153,7 @@ def portfolio(stack: Stack, pairs: Int[np.ndarray, "L 2"], x: Float[Array, "N d"
     ]
 
 
-@program(quick=True)
+@program(quick=True, shared=True)
 def one_way(
     stack: Stack,
     pairs: Int[Array, "L 2"],

@@ -93,7 +93,7 @@ def straightened(
     return Straightened(at.candidate, np.float32(normal.mse), at.candidate[order], np.int32(at.rounds + 1), np.bool_(turned))
 
 
-@program(static_argnames=("memory",), quick=True)
+@program(static_argnames=("memory",), quick=True, shared=True)
 def near_equations(
     stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
 ) -> Normal:

@@ -14,7 +14,7 @@ from dropjax.runtime import mesh
 from dropjax.runtime.programs import program
 
 
-@program(static_argnames=("memory",), quick=True)
+@program(static_argnames=("memory",), quick=True, shared=True)
 def traces_and_norms(
     w_in: Float[Array, "L h d"], w_out: Float[Array, "L d h"], memory: int = MEMORY
 ) -> tuple[Float[Array, "L L"], Float[Array, "L L"]]:

@@ -25,7 +25,7 @@ import jaxlib
 import numpy as np
 from jax.core import Tracer
 
-from dropjax.runtime import mesh
+from dropjax.runtime import mesh, together
 from dropjax.runtime.compile_clock import counted
 from dropjax.runtime.settings import own_settings
 
@@ -57,15 +57,18 @@ class Program(Generic[R]):
 
     Where a persistent compilation cache is set, the compiled program is kept in the same folder. `prepare` compiles without
     running, and a call meanwhile, from another thread, waits for it. Inside another traced function, and on arrays that are
-    spread over devices, it is `jax.jit` alone.
+    spread over devices, it is `jax.jit` alone. Where solves go side by side (`runtime/together.py`), a program that is
+    `shared` runs their calls together.
     """
 
-    def __init__(self, function: Callable[..., R], static_argnames: Sequence[str] = (), quick: bool = False) -> None:
+    def __init__(
+        self, function: Callable[..., R], static_argnames: Sequence[str] = (), quick: bool = False, shared: bool = False
+    ) -> None:
         """`quick` is for what sees few rows."""
         self._function = function
         self._jitted = jax.jit(function, static_argnames=tuple(static_argnames))
         self._static = tuple(static_argnames)
-        self._quick = quick
+        self._quick, self._shared = quick, shared
         self._signature = inspect.signature(function)
         self._compiled: dict[tuple, Future[Callable[..., R]]] = {}
         self._lock = threading.Lock()
@@ -76,7 +79,8 @@ class Program(Generic[R]):
         if not all(map(_plain, jax.tree.leaves((args, kwargs)))):
             return self._jitted(*args, **kwargs)
         compiled, leaves = self._for(args, kwargs)
-        return compiled(*leaves)
+        group = self._group()
+        return compiled(*leaves) if group is None else group.call(compiled, leaves)
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Compiles for arguments of these shapes, which may be `jax.ShapeDtypeStruct`s; any thread may call this."""
@@ -91,14 +95,16 @@ class Program(Generic[R]):
         leaves, tree = jax.tree.flatten(bound.arguments)
         shapes = tuple((np.shape(leaf), str(jax.dtypes.canonicalize_dtype(leaf.dtype))) for leaf in leaves)
         folder = jax.config.values["jax_compilation_cache_dir"]
-        key = (folder, *static.values(), tree, shapes)
+        size = 1 if (group := self._group()) is None else group.size
+        key = (folder, size, *static.values(), tree, shapes)
         with self._lock:
             ours = key not in self._compiled
             compiled = self._compiled.setdefault(key, Future())
         if ours:
             of_leaves = lambda *leaves: self._function(**jax.tree.unflatten(tree, leaves), **static)  # noqa: E731
+            of_leaves = of_leaves if size == 1 else together.batched(of_leaves, size)
             of_leaves.__name__ = self._function.__name__  # for JAX's logs
-            specs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+            specs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes] * size
             try:
                 # A program that is spread over devices is not one device's to keep.
                 path = _path(Path(folder), of_leaves.__name__, str(key[1:])) if folder and not mesh.is_set() else None
@@ -109,10 +115,16 @@ class Program(Generic[R]):
                 raise
         return compiled.result(), leaves
 
+    def _group(self) -> together.Together | None:
+        """The solves whose calls this thread's are run with."""
+        return together.current() if self._shared else None
 
-def program(static_argnames: Sequence[str] = (), quick: bool = False) -> Callable[[Callable[..., R]], Program[R]]:
+
+def program(
+    static_argnames: Sequence[str] = (), quick: bool = False, shared: bool = False
+) -> Callable[[Callable[..., R]], Program[R]]:
     """Makes a `Program` of a function."""
-    return lambda function: Program(function, static_argnames, quick)
+    return lambda function: Program(function, static_argnames, quick, shared)
 
 
 def _plain(leaf: object) -> bool:

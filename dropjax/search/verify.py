@@ -79,7 +79,7 @@ def pass_parts(rows: int) -> int:
     return max(1, min(workers(), rows // CORE_ROWS))
 
 
-@program(static_argnames=("parts", "memory"))
+@program(static_argnames=("parts", "memory"), shared=True)
 def pass_part(
     stack: Stack,
     arrangement: Int[Array, "L 2"],
@@ -132,7 +132,7 @@ def arranged_on_host(stack: Stack, arrangement: Int[np.ndarray, "L 2"]) -> Stack
     return jax.tree.map(np.asarray, stack).arranged(np.asarray(arrangement))
 
 
-@program(static_argnames=("memory",), quick=True)
+@program(static_argnames=("memory",), quick=True, shared=True)
 def first_order_changes(
     stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], memory: int = MEMORY
 ) -> Float[Array, " K"]:
