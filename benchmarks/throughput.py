@@ -98,7 +98,8 @@ def main() -> int:
         f"{machine()['processor']}, {device.describe()}; {args.count} trained stacks of {RECIPE.depth} blocks, {ROWS:,} rows"
     )
     print(f"{'way':<24}{'puzzles':>9}{'solved':>8}{'seconds':>9}{'a second':>10}")
-    dropjax.solve(puzzles[0])
+    for solutions in (map(dropjax.solve, puzzles), dropjax.solve_many(puzzles)):
+        list(solutions)  # so that all programs are compiled, those of the hardest puzzle as well
     rows = []
     for measure in (
         lambda: in_processes(paths[: args.processes + 1]),
