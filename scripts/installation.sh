@@ -16,7 +16,7 @@ packages=$("$work/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_pat
 empty=$(du -sm "$packages" | cut -f 1)
 for what in dropjax 'dropjax[convert]'; do
   start=$SECONDS
-  "$work/venv/bin/python" -m pip install --quiet -c "$here/constraints.txt" "${what/dropjax/$here}"
+  "$work/venv/bin/python" -m pip install -qq -c "$here/constraints.txt" "${what/dropjax/$here}"
   echo "$what: $(($(du -sm "$packages" | cut -f 1) - empty)) MB, $((SECONDS - start)) s"
   "$work/venv/bin/python" -c "
 import sys, dropjax

@@ -12,7 +12,7 @@ from dropjax.core.stack import Stack
 from dropjax.ordering.flip_regression import Normal, expected_places, flippable, normal_equations
 from dropjax.ordering.parts import in_parts
 from dropjax.runtime import mesh
-from dropjax.runtime.programs import program
+from dropjax.runtime.programs import OF_FEW_ROWS, program
 
 REACH = 4
 """Largest distance, in positions, of two blocks whose flip is considered."""
@@ -93,7 +93,7 @@ def straightened(
     return Straightened(at.candidate, np.float32(normal.mse), at.candidate[order], np.int32(at.rounds + 1), np.bool_(turned))
 
 
-@program(static_argnames=("memory",), quick=True, shared=True)
+@program(static_argnames=("memory",), options=OF_FEW_ROWS, shared=True)
 def near_equations(
     stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"], memory: int = MEMORY
 ) -> Normal:

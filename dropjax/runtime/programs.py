@@ -13,7 +13,7 @@ import pickle
 import platform
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import cache, update_wrapper
@@ -37,7 +37,10 @@ PACKAGE = Path(__file__).parents[1]
 DIGEST = hashlib.sha256().digest_size
 
 
-QUICK: dict[str, dict[str, Any]] = {
+Options = Mapping[str, Mapping[str, Any]]
+"""Compiler options, by JAX's name of the backend."""
+
+QUICK: Options = {
     "cpu": {
         "xla_cpu_use_fusion_emitters": False,
         "xla_backend_optimization_level": 1,
@@ -46,10 +49,13 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "gpu": {"xla_gpu_autotune_level": 0},
 }
-"""Compiler options for less than half the compile time on a CPU. Programs of few rows then run up to a tenth longer, those
-of many rows half as long again, because their activations are not spread over the cores; and each is compiled by one thread,
-for programs are compiled side by side. On a GPU compiling takes a quarter of the
-time, because no ways to multiply matrices are tried out."""
+"""Options for less than half the compile time on a CPU. Programs of few rows then run up to a tenth longer, those of many
+rows half as long again, because their activations are not spread over the cores; and each is compiled by one thread, for
+programs are compiled side by side. On a GPU compiling takes a quarter of the time, because no ways to multiply matrices are
+tried out."""
+
+OF_FEW_ROWS: Options = {**QUICK, "cpu": {**QUICK["cpu"], "xla_disable_hlo_passes": "tree_reduction_rewriter"}}
+"""Options for a fifth less again, for programs that never see more than some hundred rows: their sums are not split up."""
 
 
 class Program(Generic[R]):
@@ -62,13 +68,17 @@ class Program(Generic[R]):
     """
 
     def __init__(
-        self, function: Callable[..., R], static_argnames: Sequence[str] = (), quick: bool = False, shared: bool = False
+        self,
+        function: Callable[..., R],
+        static_argnames: Sequence[str] = (),
+        options: Options | None = None,
+        shared: bool = False,
     ) -> None:
-        """`quick` is for what sees few rows."""
+        """`options` are the compiler's; without them, its own."""
         self._function = function
         self._jitted = jax.jit(function, static_argnames=tuple(static_argnames))
         self._static = tuple(static_argnames)
-        self._quick, self._shared = quick, shared
+        self._options, self._shared = options or {}, shared
         self._signature = inspect.signature(function)
         self._compiled: dict[tuple, Future[Callable[..., R]]] = {}
         self._lock = threading.Lock()
@@ -108,7 +118,7 @@ class Program(Generic[R]):
             try:
                 # A program that is spread over devices is not one device's to keep.
                 path = _path(Path(folder), of_leaves.__name__, str(key[1:])) if folder and not mesh.is_set() else None
-                compiled.set_result(_load_or_compile(path, of_leaves, specs, self._quick))
+                compiled.set_result(_load_or_compile(path, of_leaves, specs, self._options))
             except BaseException as error:
                 compiled.set_exception(error)
                 del self._compiled[key]
@@ -121,10 +131,10 @@ class Program(Generic[R]):
 
 
 def program(
-    static_argnames: Sequence[str] = (), quick: bool = False, shared: bool = False
+    static_argnames: Sequence[str] = (), options: Options | None = None, shared: bool = False
 ) -> Callable[[Callable[..., R]], Program[R]]:
     """Makes a `Program` of a function."""
-    return lambda function: Program(function, static_argnames, quick, shared)
+    return lambda function: Program(function, static_argnames, options, shared)
 
 
 def _plain(leaf: object) -> bool:
@@ -165,12 +175,12 @@ def _processor() -> tuple:
     return platform.machine(), platform.processor(), cores, told
 
 
-def _load_or_compile(path: Path | None, of_leaves: Callable, specs: Sequence, quick: bool) -> Callable:
+def _load_or_compile(path: Path | None, of_leaves: Callable, specs: Sequence, options: Options) -> Callable:
     """Returns the compiled program as a function of its leaves: from the file, or else compiled and then stored there."""
     if path is not None and (kept := _load(path, len(specs))) is not None:
         return kept
     lowered = jax.jit(of_leaves).lower(*specs)
-    compiled = _compile(lowered, quick)
+    compiled = _compile(lowered, options)
     if path is not None and not _calls_libraries(lowered):
         _save(path, compiled)
     return compiled
@@ -183,11 +193,11 @@ def _calls_libraries(lowered: jax.stages.Lowered) -> bool:
     return b"custom_call" in code.getvalue()
 
 
-def _compile(lowered: jax.stages.Lowered, quick: bool) -> jax.stages.Compiled:
-    if quick and (options := QUICK.get(jax.default_backend())):
+def _compile(lowered: jax.stages.Lowered, options: Options) -> jax.stages.Compiled:
+    if ours := options.get(jax.default_backend()):
         # A later XLA may not know an option.
         with suppress(jax.errors.JaxRuntimeError):
-            return lowered.compile(options)
+            return lowered.compile(dict(ours))
     return lowered.compile()
 
 
