@@ -63,7 +63,7 @@ def in_processes(paths: list[Path]) -> dict[str, Any]:
         for path in paths:
             start = time.perf_counter()
             command = [sys.executable, "-m", "dropjax.solve", str(path), "--quiet"]
-            environment = {**os.environ, "DROPJAX_CACHE_DIR": cache}
+            environment = {**os.environ, "DROPJAX_CACHE_DIR": cache, "PYTHONDONTWRITEBYTECODE": ""}
             ran = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
             seconds.append(time.perf_counter() - start)
             solved.append(ran.returncode == 0)

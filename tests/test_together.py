@@ -73,6 +73,7 @@ def test_who_waits_for_another_program_is_caught_up_with(ran):
 
 def test_who_ends_early_or_calls_another_program_holds_nobody_up():
     def body(number: int):
+        last = 0.0
         for k in range(number):
             last = twice(np.full(4 + number % 2, k, np.float32))["sum"]
         return float(last) if number else None
@@ -86,7 +87,9 @@ def test_what_fails_fails_for_those_who_called_it():
 
     def body(number: int):
         if number == 0:
-            return together.current().call(fail, [np.float32(0)])
+            group = together.current()
+            assert group is not None
+            return group.call(fail, [np.float32(0)])
         return float(twice(np.ones(4, np.float32))["sum"])
 
     with pytest.raises(RuntimeError, match="broken"):

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -84,7 +85,7 @@ def straightened(
     stack: Stack, x: Float[Array, "N d"], pred: Float[Array, "N o"], at: Straightened, memory: int = MEMORY
 ) -> Straightened:
     """The state after another round."""
-    normal = Normal(*map(mesh.fetch, near_equations(stack, at.candidate, x, pred, memory)))
+    normal = jax.tree.map(mesh.fetch, near_equations(stack, at.candidate, x, pred, memory))
     lower = bool(normal.mse < at.mse and np.isfinite(normal.gram).all())  # orders that are tried may overflow
     if not lower:
         return at._replace(rounds=np.int32(at.rounds + 1), falling=np.bool_(False))

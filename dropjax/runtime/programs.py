@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import cache, update_wrapper
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
-import jaxlib
 import numpy as np
 from jax.core import Tracer
 
@@ -150,29 +150,29 @@ def _path(folder: Path, name: str, key: str) -> Path:
     return folder / f"dropjax-{name}-{hashlib.sha256(identity.encode()).hexdigest()}"
 
 
-def _device() -> jax.Device:
+def _device() -> Any:
     """The device that programs are compiled for."""
     chosen = jax.config.values["jax_default_device"]
     return chosen if isinstance(chosen, jax.Device) else jax.local_devices(backend=chosen)[0]
 
 
 @cache
-def _machine(device: jax.Device) -> str:
+def _machine(device: Any) -> str:
     """What machine code depends on beside its source: the compiler, its flags, the device, and a CPU's instructions."""
-    versions = jax.__version__, jaxlib.__version__, device.client.platform_version, os.environ.get("XLA_FLAGS")
+    versions = version("jax"), version("jaxlib"), device.client.platform_version, os.environ.get("XLA_FLAGS")
     return " ".join(map(str, (*versions, device.platform, device.device_kind, *_processor())))
 
 
 def _processor() -> tuple:
     """The processor's instructions, and how many cores a program may be divided between."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    told = ""
+    told = None
     with suppress(OSError), Path("/proc/cpuinfo").open() as file:
         for line in file:
             if line.startswith(("flags", "Features")):
                 told = line
                 break
-    return platform.machine(), platform.processor(), cores, told
+    return platform.machine(), cores, told or platform.processor()
 
 
 def _load_or_compile(path: Path | None, of_leaves: Callable, specs: Sequence, options: Options) -> Callable:
@@ -188,8 +188,10 @@ def _load_or_compile(path: Path | None, of_leaves: Callable, specs: Sequence, op
 
 def _calls_libraries(lowered: jax.stages.Lowered) -> bool:
     """Whether the program calls functions, such as LAPACK's, that JAX makes known to the device when it lowers a program."""
-    code = io.BytesIO()
-    lowered.compiler_ir().operation.write_bytecode(code)
+    code, module = io.BytesIO(), lowered.compiler_ir()
+    if module is None:
+        return True
+    module.operation.write_bytecode(code)
     return b"custom_call" in code.getvalue()
 
 

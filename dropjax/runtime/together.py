@@ -23,7 +23,7 @@ R = TypeVar("R")
 class _Call(NamedTuple):
     """A call that waits."""
 
-    run: Callable[..., Sequence]
+    run: Callable[..., Any]
     """The program of a whole batch: the leaves of every call, one call's after another's, give a list of results."""
     leaves: Sequence[Any]
     result: Future
@@ -52,7 +52,7 @@ class Together:
                 ready = self._taken()
             self._run(ready)
 
-    def call(self, run: Callable[..., Sequence], leaves: Sequence[Any]) -> Any:
+    def call(self, run: Callable[..., Any], leaves: Sequence[Any]) -> Any:
         """The result of one call, when all members wait."""
         mine = _Call(run, leaves, Future())
         with self._lock:
