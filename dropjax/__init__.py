@@ -5,7 +5,11 @@ and needs no table. `order` puts the parts of any other residual network in orde
 `check_order` says whether they are in order already.
 """
 
+import gc
 from importlib.metadata import version
+
+_collecting = gc.isenabled()
+gc.disable()  # or the collector would go through all that is imported, again and again: a tenth of the time it takes
 
 # The commands' packages come first: loading one later would put it in the place of the function of its name.
 import dropjax.order
@@ -27,6 +31,9 @@ from dropjax.pairing.portfolio import pair
 from dropjax.runtime.journal import Journal
 from dropjax.search.many import solve_many
 from dropjax.search.solving import identity, solve
+
+if _collecting:
+    gc.enable()
 
 __version__ = version("dropjax")
 

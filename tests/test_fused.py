@@ -13,7 +13,6 @@ from dropjax.core.stack import ACTIVATIONS, Stack, trajectory
 from dropjax.moves import fused
 from dropjax.moves.arrangements import SWAP, moved, pairs_of_positions
 from dropjax.moves.exact import score_moves, squared_error
-from dropjax.runtime.programs import KERNELS
 
 
 def random_stack(L: int, d: int, h: int, o: int = 1, activation: str = "relu", seed: int = 0) -> Stack:
@@ -52,12 +51,12 @@ def test_each_candidate_has_the_error_that_a_plain_pass_gives(L, d, h, o, rows, 
 
 
 @pytest.mark.parametrize("activation", sorted(set(ACTIVATIONS) - {"gelu"}))
-def test_it_compiles_for_a_gpu_and_can_be_kept(activation):
+def test_it_can_be_lowered_for_a_gpu(activation):
     stack = random_stack(3, 48, 96, activation=activation)
     run = jax.jit(partial(fused.squared_errors, stack))
-    kept = export.export(run, platforms=("cuda",), disabled_checks=KERNELS)(*candidates(stack, 100))
-    assert len(kept.serialize()) > 0
-    assert "triton" in kept.mlir_module()
+    calls = map(export.DisabledSafetyCheck.custom_call, ("__gpu$xla.gpu.triton", "triton_kernel_call_ffi"))
+    lowered = export.export(run, platforms=("cuda",), disabled_checks=tuple(calls))(*candidates(stack, 100))
+    assert "triton" in lowered.mlir_module()
 
 
 def test_tiles_make_up_the_width():

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import serialize_executable
 
 from dropjax.runtime import programs
 from dropjax.runtime.programs import program as as_program
@@ -23,14 +24,10 @@ def scaled(x, by, *, power=1):
     return Scaled(by["factor"] * x**power, jnp.sum(x))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def decorate():
-    results = [Scaled]  # registered with JAX once; each call of the fixture makes what a new process would have
-
-    def fresh():
-        return as_program(static_argnames=("power",), results=[results.pop()] if results else ())(scaled)
-
-    return fresh
+    """A function that makes what a new process would have."""
+    return lambda: as_program(static_argnames=("power",))(scaled)
 
 
 @pytest.fixture
@@ -77,6 +74,57 @@ def test_a_damaged_program_is_traced_again(decorate, cache, damage):
     check(result)
     assert was_traced
     assert not traced(decorate(), *ARGUMENTS)[1]
+
+
+def test_what_is_loaded_is_not_compiled(decorate, cache, monkeypatch):
+    check(decorate()(*ARGUMENTS))
+    monkeypatch.setattr(programs, "_compile", lambda *_: pytest.fail("it was compiled again"))
+    check(decorate()(*ARGUMENTS))
+
+
+def test_what_the_device_refuses_is_compiled_again(decorate, cache, monkeypatch):
+    def refuse(*_, **__):
+        raise jax.errors.JaxRuntimeError("made for another device")
+
+    check(decorate()(*ARGUMENTS))
+    monkeypatch.setattr(serialize_executable, "deserialize_and_load", refuse)
+    result, was_traced = traced(decorate(), *ARGUMENTS)
+    check(result)
+    assert was_traced
+
+
+def test_what_the_device_cannot_give_is_not_kept(decorate, cache, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("Compilation does not support serialization")
+
+    monkeypatch.setattr(serialize_executable, "serialize", refuse)
+    check(decorate()(*ARGUMENTS))
+    assert list(cache.glob("dropjax-*")) == []
+
+
+def test_a_program_that_calls_a_library_is_not_kept(cache):
+    # In another process the library would not be known to the device before the program is lowered.
+    @as_program()
+    def root(x):
+        return jnp.linalg.cholesky(x)
+
+    np.testing.assert_allclose(root(4 * np.eye(3, dtype=np.float32)), 2 * np.eye(3))
+    assert list(cache.glob("dropjax-*")) == []
+
+
+def test_other_flags_and_other_processors_are_other_programs(decorate, cache, monkeypatch):
+    def kept() -> int:
+        programs._machine.cache_clear()
+        check(decorate()(*ARGUMENTS))
+        return len(list(cache.glob("dropjax-scaled-*")))
+
+    assert [kept(), kept()] == [1, 1]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    assert kept() == 2
+    monkeypatch.setattr(programs, "_processor", lambda: ("another",))
+    assert kept() == 3
+    monkeypatch.undo()
+    assert kept() == 3
 
 
 def test_other_source_is_another_program(decorate, cache, monkeypatch):

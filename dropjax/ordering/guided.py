@@ -18,7 +18,7 @@ from dropjax.moves.exact import squared_error
 from dropjax.moves.first_order import FirstOrder, far_move, first_order_sums, linearised
 from dropjax.ordering.parts import in_parts
 from dropjax.runtime import mesh
-from dropjax.runtime.programs import program
+from dropjax.runtime.programs import QUICK, program
 from dropjax.runtime.rows import in_chunks
 
 CHUNK = 256
@@ -97,7 +97,7 @@ def _no_proposals(depth: int) -> Proposals:
     return Proposals(*nothing)
 
 
-@program(static_argnames=("chunk", "screen", "memory"), results=(Proposals, Guided), quick=True)
+@program(static_argnames=("chunk", "screen", "memory"), options=QUICK)
 def guided_rounds(
     stack: Stack,
     start: Guided,

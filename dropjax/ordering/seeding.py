@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dropjax.core.stack import Stack, pick, preactivation, product, residual
 from dropjax.moves.exact import score_arrangements
 from dropjax.runtime.device import side_by_side
-from dropjax.runtime.programs import program
+from dropjax.runtime.programs import OF_FEW_ROWS, program
 
 DIRECTIONS = ("ascending", "descending")
 
@@ -153,7 +153,7 @@ def portfolio(stack: Stack, pairs: Int[np.ndarray, "L 2"], x: Float[Array, "N d"
     ]
 
 
-@program(results=(OneWay,), quick=True)
+@program(options=OF_FEW_ROWS, shared=True)
 def one_way(
     stack: Stack,
     pairs: Int[Array, "L 2"],

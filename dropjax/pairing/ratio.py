@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 from dropjax.core.options import MEMORY
 from dropjax.core.solution import Pairing
 from dropjax.runtime import mesh
-from dropjax.runtime.programs import program
+from dropjax.runtime.programs import QUICK, program
 
 
-@program(static_argnames=("memory",), quick=True)
+@program(static_argnames=("memory",), options=QUICK, shared=True)
 def traces_and_norms(
     w_in: Float[Array, "L h d"], w_out: Float[Array, "L d h"], memory: int = MEMORY
 ) -> tuple[Float[Array, "L L"], Float[Array, "L L"]]:

@@ -1,27 +1,32 @@
-"""Traced programs that later processes load instead of tracing them again.
+"""Compiled programs that later processes load instead of tracing and compiling them again.
 
-JAX's persistent cache keeps what XLA compiled, but finds it only by the program's StableHLO: tracing and lowering come
-first, and for this package's kernels take several times what fetching does. So the StableHLO is kept beside the compiled
-programs (`jax.export`), under the names, shapes and source it came from.
+JAX's persistent cache finds a compiled program only by its StableHLO: tracing and lowering come first, and for this
+package's kernels take several times what fetching does. So the compiled programs are kept beside that cache's own, under the
+names, shapes, source and machine that they were compiled for.
 """
 
 import hashlib
 import inspect
+import io
 import os
+import pickle
+import platform
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import cache, update_wrapper
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
-from jax import export
 from jax.core import Tracer
 
+from dropjax.runtime import mesh, together
+from dropjax.runtime.compile_clock import counted
 from dropjax.runtime.settings import own_settings
 
 R = TypeVar("R")
@@ -32,45 +37,48 @@ PACKAGE = Path(__file__).parents[1]
 DIGEST = hashlib.sha256().digest_size
 
 
-QUICK: dict[str, dict[str, Any]] = {
+Options = Mapping[str, Mapping[str, Any]]
+"""Compiler options, by JAX's name of the backend."""
+
+QUICK: Options = {
     "cpu": {
         "xla_cpu_use_fusion_emitters": False,
         "xla_backend_optimization_level": 1,
         "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_parallel_codegen_split_count": 1,
     },
     "gpu": {"xla_gpu_autotune_level": 0},
 }
-"""Compiler options for half the compile time on a CPU. Programs of few rows then run up to a tenth longer, those of many
-rows half as long again, because their activations are not spread over the cores. On a GPU compiling takes a quarter of the
-time, because no ways to multiply matrices are tried out."""
+"""Options for less than half the compile time on a CPU. Programs of few rows then run up to a tenth longer, those of many
+rows half as long again, because their activations are not spread over the cores; and each is compiled by one thread, for
+programs are compiled side by side. On a GPU compiling takes a quarter of the time, because no ways to multiply matrices are
+tried out."""
 
-KERNELS = tuple(map(export.DisabledSafetyCheck.custom_call, ("__gpu$xla.gpu.triton", "triton_kernel_call_ffi")))
-"""The custom call of Pallas's kernels. JAX promises to read it only in the same version, which is all that is needed
-here."""
+OF_FEW_ROWS: Options = {**QUICK, "cpu": {**QUICK["cpu"], "xla_disable_hlo_passes": "tree_reduction_rewriter"}}
+"""Options for a fifth less again, for programs that never see more than some hundred rows: their sums are not split up."""
 
 
 class Program(Generic[R]):
     """`jax.jit` of a function, for kernels that a whole command line waits for.
 
-    Where a persistent compilation cache is set, the traced program is kept in the same folder. `prepare` compiles without
+    Where a persistent compilation cache is set, the compiled program is kept in the same folder. `prepare` compiles without
     running, and a call meanwhile, from another thread, waits for it. Inside another traced function, and on arrays that are
-    spread over devices, it is `jax.jit` alone.
+    spread over devices, it is `jax.jit` alone. Where solves go side by side (`runtime/together.py`), a program that is
+    `shared` runs their calls together.
     """
 
     def __init__(
         self,
         function: Callable[..., R],
         static_argnames: Sequence[str] = (),
-        results: Sequence[type] = (),
-        quick: bool = False,
+        options: Options | None = None,
+        shared: bool = False,
     ) -> None:
-        """`results` are the NamedTuples that occur in what the function returns; `quick` is for what sees few rows."""
-        for result in results:
-            export.register_namedtuple_serialization(result, serialized_name=f"dropjax.{result.__qualname__}")
+        """`options` are the compiler's; without them, its own."""
         self._function = function
         self._jitted = jax.jit(function, static_argnames=tuple(static_argnames))
         self._static = tuple(static_argnames)
-        self._quick = quick
+        self._options, self._shared = options or {}, shared
         self._signature = inspect.signature(function)
         self._compiled: dict[tuple, Future[Callable[..., R]]] = {}
         self._lock = threading.Lock()
@@ -81,7 +89,8 @@ class Program(Generic[R]):
         if not all(map(_plain, jax.tree.leaves((args, kwargs)))):
             return self._jitted(*args, **kwargs)
         compiled, leaves = self._for(args, kwargs)
-        return compiled(*leaves)
+        group = self._group()
+        return compiled(*leaves) if group is None else group.call(compiled, leaves)
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Compiles for arguments of these shapes, which may be `jax.ShapeDtypeStruct`s; any thread may call this."""
@@ -96,29 +105,36 @@ class Program(Generic[R]):
         leaves, tree = jax.tree.flatten(bound.arguments)
         shapes = tuple((np.shape(leaf), str(jax.dtypes.canonicalize_dtype(leaf.dtype))) for leaf in leaves)
         folder = jax.config.values["jax_compilation_cache_dir"]
-        key = (folder, *static.values(), tree, shapes)
+        size = 1 if (group := self._group()) is None else group.size
+        key = (folder, size, *static.values(), tree, shapes)
         with self._lock:
             ours = key not in self._compiled
             compiled = self._compiled.setdefault(key, Future())
         if ours:
-            name = self._function.__name__
             of_leaves = lambda *leaves: self._function(**jax.tree.unflatten(tree, leaves), **static)  # noqa: E731
-            specs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+            of_leaves = of_leaves if size == 1 else together.batched(of_leaves, size)
+            of_leaves.__name__ = self._function.__name__  # for JAX's logs
+            specs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes] * size
             try:
-                traced = _load_or_trace(name, Path(folder), str(key[1:]), of_leaves, specs).call if folder else of_leaves
-                compiled.set_result(_compile(name, traced, specs, self._quick))
+                # A program that is spread over devices is not one device's to keep.
+                path = _path(Path(folder), of_leaves.__name__, str(key[1:])) if folder and not mesh.is_set() else None
+                compiled.set_result(_load_or_compile(path, of_leaves, specs, self._options))
             except BaseException as error:
                 compiled.set_exception(error)
                 del self._compiled[key]
                 raise
         return compiled.result(), leaves
 
+    def _group(self) -> together.Together | None:
+        """The solves whose calls this thread's are run with."""
+        return together.current() if self._shared else None
+
 
 def program(
-    static_argnames: Sequence[str] = (), results: Sequence[type] = (), quick: bool = False
+    static_argnames: Sequence[str] = (), options: Options | None = None, shared: bool = False
 ) -> Callable[[Callable[..., R]], Program[R]]:
     """Makes a `Program` of a function."""
-    return lambda function: Program(function, static_argnames, results, quick)
+    return lambda function: Program(function, static_argnames, options, shared)
 
 
 def _plain(leaf: object) -> bool:
@@ -128,45 +144,96 @@ def _plain(leaf: object) -> bool:
     return not isinstance(leaf, jax.Array) or len(leaf.devices()) == 1
 
 
-def _load_or_trace(name: str, folder: Path, key: str, of_leaves: Callable, specs: Sequence) -> export.Exported:
-    """Returns the program as a function of its leaves: from the folder, or else traced and then stored there."""
-    identity = f"{name} {key} {jax.default_backend()} {jax.devices()[0].device_kind} {jax.__version__} {source(PACKAGE)}"
-    path = folder / f"dropjax-{name}-{hashlib.sha256(identity.encode()).hexdigest()}"
-    program = _load(path)
-    if program is None:
-        program = export.export(jax.jit(of_leaves), disabled_checks=KERNELS)(*specs)
-        _save(path, bytes(program.serialize()))
-    return program
+def _path(folder: Path, name: str, key: str) -> Path:
+    """Where a program is kept: the file's name stands for all that it depends on."""
+    identity = f"{name} {key} {source(PACKAGE)} {_machine(_device())}"
+    return folder / f"dropjax-{name}-{hashlib.sha256(identity.encode()).hexdigest()}"
 
 
-def _compile(name: str, traced: Callable, specs: Sequence, quick: bool) -> Callable:
-    run = lambda *leaves: traced(*leaves)  # noqa: E731
-    run.__name__ = name  # for JAX's logs
-    lowered = jax.jit(run).lower(*specs)
-    if quick and (options := QUICK.get(jax.default_backend())):
+def _device() -> Any:
+    """The device that programs are compiled for."""
+    chosen = jax.config.values["jax_default_device"]
+    return chosen if isinstance(chosen, jax.Device) else jax.local_devices(backend=chosen)[0]
+
+
+@cache
+def _machine(device: Any) -> str:
+    """What machine code depends on beside its source: the compiler, its flags, the device, and a CPU's instructions."""
+    versions = version("jax"), version("jaxlib"), device.client.platform_version, os.environ.get("XLA_FLAGS")
+    return " ".join(map(str, (*versions, device.platform, device.device_kind, *_processor())))
+
+
+def _processor() -> tuple:
+    """The processor's instructions, and how many cores a program may be divided between."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    told = None
+    with suppress(OSError), Path("/proc/cpuinfo").open() as file:
+        for line in file:
+            if line.startswith(("flags", "Features")):
+                told = line
+                break
+    return platform.machine(), cores, told or platform.processor()
+
+
+def _load_or_compile(path: Path | None, of_leaves: Callable, specs: Sequence, options: Options) -> Callable:
+    """Returns the compiled program as a function of its leaves: from the file, or else compiled and then stored there."""
+    if path is not None and (kept := _load(path, len(specs))) is not None:
+        return kept
+    lowered = jax.jit(of_leaves).lower(*specs)
+    compiled = _compile(lowered, options)
+    if path is not None and not _calls_libraries(lowered):
+        _save(path, compiled)
+    return compiled
+
+
+def _calls_libraries(lowered: jax.stages.Lowered) -> bool:
+    """Whether the program calls functions, such as LAPACK's, that JAX makes known to the device when it lowers a program."""
+    code, module = io.BytesIO(), lowered.compiler_ir()
+    if module is None:
+        return True
+    module.operation.write_bytecode(code)
+    return b"custom_call" in code.getvalue()
+
+
+def _compile(lowered: jax.stages.Lowered, options: Options) -> jax.stages.Compiled:
+    if ours := options.get(jax.default_backend()):
         # A later XLA may not know an option.
         with suppress(jax.errors.JaxRuntimeError):
-            return lowered.compile(options)
+            return lowered.compile(dict(ours))
     return lowered.compile()
 
 
-def _load(path: Path) -> export.Exported | None:
-    """The kept program; None where there is none, or one that was damaged."""
+def _load(path: Path, leaves: int) -> Callable | None:
+    """The kept program of so many leaves; None where there is none, or one that was damaged."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
-    digest, program = content[:DIGEST], content[DIGEST:]
-    return export.deserialize(bytearray(program)) if hashlib.sha256(program).digest() == digest else None
+    digest, kept = content[:DIGEST], content[DIGEST:]
+    if hashlib.sha256(kept).digest() != digest:
+        return None
+    from jax.experimental.serialize_executable import deserialize_and_load
+
+    with counted(), suppress(jax.errors.JaxRuntimeError):
+        # Machine code is run as it is read, so that what else the file holds need be trusted no more than that.
+        executable, results = pickle.loads(kept)
+        trees = jax.tree.structure(((0,) * leaves, {})), jax.tree.structure(results)
+        return deserialize_and_load(executable, *trees, execution_devices=[_device()])
+    return None
 
 
-def _save(path: Path, program: bytes) -> None:
-    """Stores the program, under its final name only when it is whole; nothing is stored if the folder cannot be written."""
-    with suppress(OSError):
+def _save(path: Path, compiled: jax.stages.Compiled) -> None:
+    """Stores the program, under its final name only when it is whole; nothing is stored if the folder cannot be written, or
+    if the device's programs cannot be."""
+    from jax.experimental.serialize_executable import serialize
+
+    with suppress(OSError, ValueError, jax.errors.JaxRuntimeError):
+        executable, _, tree = serialize(compiled)
+        kept = pickle.dumps((executable, jax.tree.unflatten(tree, range(tree.num_leaves))))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(program).digest() + program)
+            file.write(hashlib.sha256(kept).digest() + kept)
         Path(temporary).replace(path)
 
 

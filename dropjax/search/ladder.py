@@ -1,9 +1,9 @@
 """Recovering a stack whose seed orders say little and whose pairs are in doubt.
 
-Rung by rung, each from the best so far: orders by least squares and by places, from seed orders and from random ones;
-pairings by least squares, each judged by the order that it leads to; annealing, where neither goes on; every move scored
-exactly, the best one made, and so on until none helps; at last pairs and an order peeled off the table from the front, which
-begin from nothing. Of few blocks, every arrangement is tried.
+Rung by rung, each from the best so far: orders by least squares and by places, from seed orders and from random ones; an
+order peeled off the table from the front, with the pairs at hand and with others, which begins from nothing; pairings by
+least squares, each judged by the order that it leads to; annealing, where none of these goes on; every move scored exactly,
+the best one made, and so on until none helps. Of few blocks, every arrangement is tried.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,8 @@ ROUNDS = 3000, 1000
 """Rounds of annealing on the fewer rows, and on the more."""
 SEEDS_PLACED = 4
 """Starts from which places are tried after flips have failed."""
+DEEP_FIRST = 2
+"""Starts from which the places of a deep stack are tried before it is peeled."""
 CHANCE = 6
 """Standard errors of a correlation by chance, up to which the outputs are said to know nothing of pred."""
 
@@ -96,16 +98,19 @@ def rungs(ground: Ground, starts: list[Int[np.ndarray, "L 2"]]) -> Sequence[Name
 
     A deep stack is put in order by places alone: single moves go astray there, and scoring all of them would never end.
     """
-    ordering = ByPlaces if is_deep(ground.stack.depth) else ByFlips
-    pairs, peeling = Named("pairs by least squares", Paired(ground, ordering)), Named("peeling", ByPeeling(ground, ordering))
-    if is_deep(ground.stack.depth):
-        return Named("places", FromEach(ground, starts, ByPlaces)), pairs, peeling
+    deep = is_deep(ground.stack.depth)
+    ordering = ByPlaces if deep else ByFlips
+    pairs = Named("pairs by least squares", Paired(ground, ordering))
+    peeling, with_pairs = (Named("peeling", ByPeeling(ground, ByFlips, pairs_open)) for pairs_open in (False, True))
+    if deep:
+        some, others = (Named("places", FromEach(ground, of, ByPlaces)) for of in (starts[:DEEP_FIRST], starts[DEEP_FIRST:]))
+        return some, peeling, others, pairs, with_pairs
     by_flips = Named("least squares", FromEach(ground, starts, ByFlips))
     by_places = Named("places", FromEach(ground, starts[:SEEDS_PLACED], ByPlaces))
     annealing, scan = Named("annealing", Warmed(ground, ByFlips)), Named("exact scan", Scanned(ground))
     if exhaustible(ground.stack.depth):
         return by_flips, pairs, annealing, pairs, scan, Named("every arrangement", Exhausted(ground))
-    return by_flips, by_places, pairs, annealing, pairs, scan, peeling
+    return by_flips, peeling, by_places, pairs, with_pairs, annealing, pairs, scan
 
 
 def evidence_of_nothing(ground: Ground, arrangement: Int[np.ndarray, "L 2"]) -> str | None:

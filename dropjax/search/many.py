@@ -3,13 +3,16 @@
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import partial
 from typing import Unpack
 
 from dropjax.core.options import OptionChanges, Options
 from dropjax.core.puzzle import Puzzle
 from dropjax.core.solution import Solution
+from dropjax.runtime import mesh
 from dropjax.runtime.device import share_of_cores, workers
+from dropjax.runtime.together import Together
 from dropjax.search.solving import changed, solve
 
 POLL = 0.2
@@ -24,18 +27,21 @@ def solve_many(
     options: Options | None = None,
     *,
     executor: Executor | None = None,
+    together: int = 1,
     **changes: Unpack[OptionChanges],
 ) -> Generator[Solution, None, None]:
     """Solves each puzzle, in the order given; programs are compiled once per shape and process.
 
-    A CPU runs as many puzzles at once as it has cores, because the products of one small puzzle do not keep it busy. An
-    `executor` decides where they run: a pool of processes, or a cluster (Dask, Ray, MPI and Slurm offer the interface of
-    `concurrent.futures`). When a puzzle's turn comes, the errors of its `solve` and of the executor are raised. Closing the
-    iterator stops the solves that are under way; an executor finishes those that it has begun.
+    A CPU runs as many puzzles at once as it has cores, because the products of one small puzzle do not keep it busy. With
+    `together` above 1, so many small puzzles of one shape go side by side on one device, and the same step of all of them is
+    run as one program, which is meant for an accelerator. An `executor` decides where they run: a pool of processes, or a
+    cluster (Dask, Ray, MPI and Slurm offer the interface of `concurrent.futures`). When a puzzle's turn comes, the errors of
+    its `solve` and of the executor are raised. Closing the iterator stops the solves that are under way; an executor
+    finishes those that it has begun.
     """
     turn, ready = 0, {}
     calls = (partial(_given, puzzle) for puzzle in puzzles)
-    for number, found in as_solved(calls, changed(options, changes), executor=executor):
+    for number, found in as_solved(calls, changed(options, changes), executor=executor, together=together):
         ready[number] = found
         while turn in ready:
             if isinstance(found := ready.pop(turn), Exception):
@@ -49,6 +55,7 @@ def as_solved(
     options: Options,
     interrupted: Callable[[], bool] = lambda: False,
     executor: Executor | None = None,
+    together: int = 1,
 ) -> Iterator[tuple[int, Solution | Exception]]:
     """Solves the puzzle that each call returns; yields the call's index and the solution as soon as there is one.
 
@@ -57,7 +64,7 @@ def as_solved(
     """
     waiting, more = enumerate(puzzles), True
     under_way: dict[Future[Solution], int] = {}
-    ways = _ThisMachine(options, interrupted) if executor is None else _Elsewhere(options, executor)
+    ways = _ThisMachine(options, interrupted, together) if executor is None else _Elsewhere(options, executor)
     try:
         while more or under_way:
             while more and ways.has_room(len(under_way)):
@@ -87,18 +94,20 @@ class _NotBegun(Exception):
 
 
 class _ThisMachine:
-    """Solves in threads of this process, one for each core."""
+    """Solves in threads of this process: one for each core, or one for each puzzle of a batch."""
 
-    def __init__(self, options: Options, interrupted: Callable[[], bool]) -> None:
+    def __init__(self, options: Options, interrupted: Callable[[], bool], together: int) -> None:
         self.options, self.interrupted, self.left = options, interrupted, threading.Event()
-        self.pool = ThreadPoolExecutor(workers())
+        self.together = Together(together) if together > 1 and not mesh.is_set() else None  # several devices share a puzzle
+        self.threads = workers() if self.together is None else self.together.size
+        self.pool = ThreadPoolExecutor(self.threads)
         self.seen: set[tuple] = set()
         self.first: Future | None = (
             None  # the first of its shape: the others wait for it, or they would compile the same programs again
         )
 
     def has_room(self, under_way: int) -> bool:
-        return under_way < 2 * workers() and (self.first is None or self.first.done())
+        return under_way < 2 * self.threads and (self.together is not None or self.first is None or self.first.done())
 
     def begin(self, puzzle: Puzzle) -> Future[Solution]:
         future = self.pool.submit(self._solved, puzzle)
@@ -116,7 +125,16 @@ class _ThisMachine:
         if self._stopped():
             raise _NotBegun
         with share_of_cores(1):  # its kernels start no threads of their own, for the other puzzles use the cores
-            return solve(puzzle, self.options, interrupted=self._stopped)
+            if self.together is None or not self._is_small(puzzle):
+                return solve(puzzle, self.options, interrupted=self._stopped)
+            options = replace(self.options, memory=self.options.memory // self.together.size)
+            with self.together.member():
+                return solve(puzzle, options, interrupted=self._stopped)
+
+    def _is_small(self, puzzle: Puzzle) -> bool:
+        """Whether a batch of such puzzles, and its arrays side by side, fit into the memory that a solve may use."""
+        arrays = puzzle.w_in, puzzle.w_out, puzzle.x, puzzle.pred
+        return self.together is not None and 2 * self.together.size * sum(a.nbytes for a in arrays) <= self.options.memory
 
     def _stopped(self) -> bool:
         return self.left.is_set() or self.interrupted()

@@ -22,13 +22,15 @@ class ByPeelingState(NamedTuple):
 
 @dataclass(frozen=True)
 class ByPeeling:
-    """An order peeled off the table from the front, with partners where the weights leave them in doubt, and what another
-    rung makes of it (`ordering.peeling`). It begins from nothing, and ends where the table knows nothing of the first
-    blocks.
+    """An order peeled off the table from the front (`ordering.peeling`), and what another rung makes of it.
+
+    It owes nothing to any order found before, and ends early where the table knows nothing of the first blocks.
     """
 
     ground: Ground
     ordering: RungMaker
+    pairs_open: bool
+    """Whether partners that the weights leave in doubt are looked for as well; else the best arrangement's are kept."""
 
     def start(self, best: Climbed) -> ByPeelingState:
         """See `Rung`."""
@@ -43,7 +45,10 @@ class ByPeeling:
         """Some blocks more; behind the last one, what the order settles to."""
         ground, (peeled, none) = self.ground, at.last
         if peeled.placed < ground.stack.depth:
-            return peel(ground.stack, peeled, ground.certain, *self._rows(), ground.belief), none
+            ground.context.tell(done=peeled.placed, of=ground.stack.depth)
+            pairs = peeled.arrangement[np.argsort(peeled.arrangement[:, 0])]
+            certain = ground.certain if self.pairs_open else pairs[:, 1]
+            return peel(ground.stack, peeled, certain, *self._rows(), ground.belief), none
         judged = ground.judged(peeled.arrangement)
         found = climb(Settled(ground, self.ordering), judged, ground.context)
         return peeled, found._replace(evaluations=found.evaluations + judged.evaluations)

@@ -20,7 +20,7 @@ from dropjax.moves.arrangements import INSERTION, PAIR_SWAP, SWAP, moved, nothin
 from dropjax.moves.first_order import adjacent_changes, far_changes, linearise, pair_swap_changes
 from dropjax.runtime import mesh
 from dropjax.runtime.device import side_by_side
-from dropjax.runtime.programs import program
+from dropjax.runtime.programs import QUICK, program
 from dropjax.runtime.rows import sum_over_rows
 from dropjax.search.answer import SURE, Answer, Compared
 from dropjax.search.verify import SCREENED_ROWS, Pass
@@ -43,7 +43,7 @@ def all_moves(depth: int) -> Int[np.ndarray, "K 3"]:
     return np.concatenate([pairs_of_positions(depth, PAIR_SWAP), *far])
 
 
-@program(static_argnames=("memory",), quick=True)
+@program(static_argnames=("memory",), options=QUICK)
 def changes_by_moves(
     stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], memory: int = MEMORY
 ) -> Float[Array, " K"]:
@@ -51,7 +51,7 @@ def changes_by_moves(
     (depth, hidden, width), outputs = stack.w_in.shape, len(stack.b_last)
 
     def of_chunk(x: Array, weight: Array) -> Float[Array, " K"]:
-        i, j = jnp.triu_indices(depth, 1)
+        i, j = np.triu_indices(depth, 1)
         at = linearise(stack, arrangement, x)
         near = jnp.zeros((depth, depth, len(x), outputs)).at[jnp.arange(depth - 1), jnp.arange(1, depth)]
         near = near.set(adjacent_changes(stack, arrangement, at))[i, j]  # for neighbours this is more exact than flips
@@ -64,7 +64,7 @@ def changes_by_moves(
     return jnp.sqrt(sum_over_rows(of_chunk, (x, jnp.ones(len(x))), held, memory) / (len(x) * outputs))
 
 
-@program(static_argnames=("memory",), quick=True)
+@program(static_argnames=("memory",), options=QUICK)
 def compare(
     stack: Stack,
     arrangement: Int[Array, "L 2"],

@@ -23,7 +23,7 @@ from dropjax.core.solution import Solution
 from dropjax.core.stack import ACTIVATIONS
 from dropjax.ordering import seeding
 from dropjax.ordering.places import is_deep
-from dropjax.ordering.straightening import rows_to_straighten, start_straightening, straightening
+from dropjax.ordering.straightening import near_equations, rows_to_straighten
 from dropjax.pairing.certainty import doubtful
 from dropjax.pairing.portfolio import pair
 from dropjax.runtime import mesh
@@ -57,8 +57,7 @@ def prepare(problem: Problem, options: Options, pool: ThreadPoolExecutor) -> Non
     if options.method == "auto":
         submit(seeding.one_way.prepare, stack, nowhere, *shapes(SEED_ROWS), np.bool_(False))
         if not is_deep(stack.depth):
-            start = start_straightening(nowhere), *shapes(rows_to_straighten(stack.depth)), np.float32(0), np.int32(0)
-            submit(straightening.prepare, stack, *start, memory=options.memory)
+            submit(near_equations.prepare, stack, nowhere, *shapes(rows_to_straighten(stack.depth)), options.memory)
     parts = verify.pass_parts(len(x))
     submit(verify.pass_part.prepare, stack, nowhere, x, pred, np.int32(0), parts, options.memory)
     submit(verify.first_order_changes.prepare, stack, nowhere, next(shapes(verify.SCREENED_ROWS)), options.memory)

@@ -64,7 +64,7 @@ def straightened(run: Run, arrangement: Int[np.ndarray, "L 2"]) -> Int[np.ndarra
     with run.stage("straightening") as record:
         found = straighten(few.stack, arrangement, few.x, few.pred, tolerance, run.context)
         record |= {"mse": float(found.mse) if np.isfinite(found.mse) else None, "rows": len(few.x)}
-        arrangement = np.asarray(found.arrangement)
+        arrangement = found.arrangement
         record |= {"evaluations": int(found.rounds), "order": arrangement}
     # Where pred is noisy, the neighbours of a solved order count as solved too; the best of them is still to be found.
     noisy = run.pred_noise is not None and run.solved(arrangement)

@@ -15,7 +15,6 @@ from dropjax.ordering.places import is_deep
 from dropjax.ordering.seeding import Start
 from dropjax.pairing.certainty import doubtful
 from dropjax.search import stages
-from dropjax.search.ladder import evidence_of_nothing, rungs
 from dropjax.search.run import Run, Searched
 from dropjax.search.rungs import Climbed, Ground, climb
 
@@ -160,6 +159,8 @@ def repair_best(at: Auto) -> Iterator[Searched]:
 
 def climb_ladder(at: Auto) -> Iterator[Searched]:
     """Makes one attempt of the ladder: the first from the best seed orders, later ones from random orders."""
+    from dropjax.search.ladder import evidence_of_nothing, rungs  # with many modules, which most solves do not need
+
     run, stack, attempt = at.run, at.run.problem.stack, at.attempts
     at.attempts += 1
     seed = run.options.random_seed + 1000 * attempt

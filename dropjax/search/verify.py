@@ -19,7 +19,7 @@ from dropjax.moves.exact import score_moves
 from dropjax.moves.first_order import adjacent_changes, bytes_per_row, linearise, pair_swap_changes
 from dropjax.runtime import mesh
 from dropjax.runtime.device import CORE_ROWS, side_by_side, workers
-from dropjax.runtime.programs import program
+from dropjax.runtime.programs import QUICK, program
 from dropjax.runtime.rows import in_chunks, map_over_rows, sum_over_rows
 
 PASS_ROWS = 1 << 14
@@ -79,7 +79,7 @@ def pass_parts(rows: int) -> int:
     return max(1, min(workers(), rows // CORE_ROWS))
 
 
-@program(static_argnames=("parts", "memory"))
+@program(static_argnames=("parts", "memory"), shared=True)
 def pass_part(
     stack: Stack,
     arrangement: Int[Array, "L 2"],
@@ -132,7 +132,7 @@ def arranged_on_host(stack: Stack, arrangement: Int[np.ndarray, "L 2"]) -> Stack
     return jax.tree.map(np.asarray, stack).arranged(np.asarray(arrangement))
 
 
-@program(static_argnames=("memory",), quick=True)
+@program(static_argnames=("memory",), options=QUICK, shared=True)
 def first_order_changes(
     stack: Stack, arrangement: Int[Array, "L 2"], x: Float[Array, "N d"], memory: int = MEMORY
 ) -> Float[Array, " K"]:
@@ -141,7 +141,7 @@ def first_order_changes(
 
     def of_chunk(x: Array, weight: Array) -> Float[Array, " K"]:
         at = linearise(stack, arrangement, x)
-        i, j = jnp.triu_indices(depth, 1)
+        i, j = np.triu_indices(depth, 1)
         changes = jnp.concatenate(
             [adjacent_changes(stack, arrangement, at), pair_swap_changes(stack, arrangement, at)[i, j]]
         )
