@@ -71,6 +71,9 @@ SUITE = (
     Entry("5 epochs", Recipe(rate=1e-3, epochs=5)),
     Entry("h < d", Recipe(hidden=16, optimizer="adamw", rate=1e-3, epochs=40), width=64),
     Entry("sgd, L = 24", Recipe(depth=24, optimizer="sgd", rate=1e-3, epochs=60)),
+    Entry("wide", Recipe(depth=64, hidden=128, rate=1e-3, epochs=30), width=64, rows=4000),
+    Entry("L = 96, plain", Recipe(depth=96, rate=5e-4, epochs=60)),
+    Entry("L = 128", Recipe(depth=128, optimizer="adamw", rate=5e-4, decay=0.3, epochs=25)),
 )
 SHORT = ("adam 1e-3", "adamw 0.1", "adamw 0.3", "adamw 3", "sgd", "gelu", "silu", "three outputs", "L = 12", "L = 24")
 
@@ -180,7 +183,7 @@ def main() -> int:
         "--table", type=Path, metavar="PUZZLE", help="a puzzle whose x and pred are learned (default: generated)"
     )
     parser.add_argument("--only", metavar="RECIPE", choices=[entry.name for entry in SUITE])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of each recipe: 0 to N − 1 (%(default)s)")
     parser.add_argument("--time-limit", type=float, default=870, metavar="SECONDS", help="of each solve (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     add_executor(parser)

@@ -40,7 +40,7 @@ COLUMNS, DIRECTIONS = 800, 8
 """Features of a look ahead: the remaining blocks' residuals along as many directions as make so many, but at least 8."""
 LOOKED_AT = 12
 """Blocks that are tried as the next one: those after which the outputs were likeliest when last looked at."""
-AHEAD = np.geomspace(1e-4, 0.1, LOOKED_AT, dtype=np.float32)
+AHEAD = np.geomspace(1e-6, 0.1, LOOKED_AT, dtype=np.float32)
 """Ridges per row, as many as are tried at once: the likeliest before a block is placed is taken for looking ahead."""
 PORTION, PORTIONS = 4, 8
 """Blocks that are placed before partners are matched again and every block is looked at: so many, or one in so many."""
