@@ -113,7 +113,8 @@ def prefix_equations(
     ridge: Float[Array, ""],
     reach: int,
 ) -> Normal:
-    """The normal equations of a regression of the errors behind the prefix on its flips, the read-out fitted with them."""
+    """The normal equations of a regression of the errors behind the prefix on its flips, the read-out fitted with them
+    (D21 in docs/method.md)."""
     at = trajectory(stack, prefix, start)
     end = at.states[-1]
     seen = design(stack, left, end, pred, residual_features(stack, left, end, basis))
