@@ -11,9 +11,8 @@ from jaxtyping import Int
 from dropjax import console
 from dropjax.core.puzzle import Puzzle
 from dropjax.io.loading import example, load
-from dropjax.moves.exact import score_arrangements
+from dropjax.ordering import straightening
 from dropjax.ordering.seeding import portfolio
-from dropjax.ordering.straightening import rows_to_straighten, start_straightening, straightening
 from dropjax.pairing.portfolio import pair
 from dropjax.runtime import device
 from dropjax.runtime.writing import atomic_write
@@ -50,14 +49,13 @@ def straightened(puzzle: Puzzle) -> list[Column]:
     pairs = as_arrangement(pair(problem.stack.w_in, problem.stack.w_out))
     few = problem.first(SEED_ROWS)
     seed = min(portfolio(few.stack, pairs, few.x, few.pred), key=lambda start: start.mse)
-    few = problem.first(rows_to_straighten(len(pairs)))
-    (mse,) = score_arrangements(few.stack, seed.arrangement[None], few.x, few.pred)
-    columns = [Column(seed.arrangement[:, 0], float(mse))]
-    tolerance = np.float32(Yardstick.of(puzzle.pred).tolerance)
-    at = start_straightening(seed.arrangement)
+    few = problem.first(straightening.rows_to_straighten(len(pairs)))
+    tolerance = Yardstick.of(puzzle.pred).tolerance
+    at, columns = straightening.start_straightening(seed.arrangement), []
     while at.falling and at.mse > tolerance:
-        at = straightening(few.stack, at, few.x, few.pred, tolerance, np.int32(len(columns)))
-        columns.append(Column(np.asarray(at.arrangement)[:, 0], float(at.mse)))
+        before, at = at.mse, straightening.straightened(few.stack, few.x, few.pred, at)
+        if at.mse < before:
+            columns.append(Column(at.arrangement[:, 0], float(at.mse)))
     return columns
 
 

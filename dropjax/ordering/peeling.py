@@ -48,6 +48,9 @@ WINDOW = 3
 """Portions that are straightened together: the last ones placed; at the end all are."""
 GIVEN_BACK = 2
 """Part of a portion, as its denominator, that is looked for again after straightening."""
+SURER = 10.0
+"""How many times too sure `support` is beside what the weights say: much of its misfit is no noise, but what the regression
+leaves out."""
 CHANCE = 1e-3
 """Probability with which the best of L wrong blocks is taken for one that the table speaks for."""
 SIZES = 3
@@ -280,7 +283,7 @@ def matched(
         least = np.min(score, where=np.isfinite(score), initial=0.0)
         score = np.where(np.isfinite(score), score, 2 * least - 1)
         if belief is not None:
-            score += belief[np.ix_(rest[open_, 0], free)]
+            score = score / SURER + belief[np.ix_(rest[open_, 0], free)]
         partner[open_] = free[scipy.optimize.linear_sum_assignment(score, maximize=True)[1]]
     return np.stack([rest[:, 0], partner], axis=1).astype(np.int32)
 

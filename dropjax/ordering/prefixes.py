@@ -123,7 +123,8 @@ def prefix_equations(
     changes = flips_and_swaps(stack, prefix, linearised(stack, prefix, at, slopes(stack, left, basis, seen, of, end)))
     changes = changes[..., i, j] - changes[..., i, j].mean(axis=0)
     errors = inner(seen.columns, of.coefficients) - seen.target
-    gram = sum(_unexplained(seen, of, len(start) * ridge, changes[:, k]) for k in range(changes.shape[1]))
+    by_output = [_unexplained(seen, of, len(start) * ridge, changes[:, k]) for k in range(changes.shape[1])]
+    gram = jnp.sum(jnp.stack(by_output), axis=0)
     towards = -products("nop,no->p", changes, errors)
     return Normal(jnp.mean(errors**2), gram / errors.size, towards / errors.size)
 

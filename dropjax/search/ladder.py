@@ -32,8 +32,8 @@ ROUNDS = 3000, 1000
 """Rounds of annealing on the fewer rows, and on the more."""
 SEEDS_PLACED = 4
 """Starts from which places are tried after flips have failed."""
-DEEP_FIRST = 2
-"""Starts from which the places of a deep stack are tried before it is peeled."""
+BEFORE_PEELING = 4
+"""Starts from which least squares, or in a deep stack half as many places, are tried before it is peeled."""
 CHANCE = 6
 """Standard errors of a correlation by chance, up to which the outputs are said to know nothing of pred."""
 
@@ -103,14 +103,18 @@ def rungs(ground: Ground, starts: list[Int[np.ndarray, "L 2"]]) -> Sequence[Name
     pairs = Named("pairs by least squares", Paired(ground, ordering))
     peeling, with_pairs = (Named("peeling", ByPeeling(ground, ByFlips, pairs_open)) for pairs_open in (False, True))
     if deep:
-        some, others = (Named("places", FromEach(ground, of, ByPlaces)) for of in (starts[:DEEP_FIRST], starts[DEEP_FIRST:]))
+        some, others = (Named("places", FromEach(ground, of, ByPlaces)) for of in _parted(starts, BEFORE_PEELING // 2))
         return some, peeling, others, pairs, with_pairs
-    by_flips = Named("least squares", FromEach(ground, starts, ByFlips))
+    some, others = (Named("least squares", FromEach(ground, of, ByFlips)) for of in _parted(starts, BEFORE_PEELING))
     by_places = Named("places", FromEach(ground, starts[:SEEDS_PLACED], ByPlaces))
     annealing, scan = Named("annealing", Warmed(ground, ByFlips)), Named("exact scan", Scanned(ground))
     if exhaustible(ground.stack.depth):
-        return by_flips, pairs, annealing, pairs, scan, Named("every arrangement", Exhausted(ground))
-    return by_flips, peeling, by_places, pairs, with_pairs, annealing, pairs, scan
+        return some, others, pairs, annealing, pairs, scan, Named("every arrangement", Exhausted(ground))
+    return some, peeling, others, by_places, pairs, with_pairs, annealing, pairs, scan
+
+
+def _parted(starts: list[Int[np.ndarray, "L 2"]], first: int) -> tuple[list[Int[np.ndarray, "L 2"]], ...]:
+    return starts[:first], starts[first:]
 
 
 def evidence_of_nothing(ground: Ground, arrangement: Int[np.ndarray, "L 2"]) -> str | None:
