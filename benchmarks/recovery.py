@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Int
-from measuring import add_executor, done, executor, write_report
+from measuring import add_executor, done, executor, table, write_report
 
 import dropjax
 from dropjax import console
@@ -31,6 +32,18 @@ from dropjax.runtime import device
 from dropjax.runtime.writing import atomic_write, ensure_writable
 
 METHODS = ("paper", "auto")
+
+COLUMNS = {
+    "recipe": "<16",
+    "seed": ">5",
+    "method": "<7",
+    "outcome": "<18",
+    "blocks": ">7",
+    "pairs_right": ">12",
+    "places_right": ">13",
+    "mse_of_variance": ">16.2g",
+    "seconds": ">8.1f",
+}
 
 
 class Entry(NamedTuple):
@@ -78,15 +91,15 @@ SUITE = (
 SHORT = ("adam 1e-3", "adamw 0.1", "adamw 0.3", "adamw 3", "sgd", "gelu", "silu", "three outputs", "L = 12", "L = 24")
 
 
-def trained(entry: Entry, seed: int, table: Puzzle | None, folder: Path) -> tuple[Puzzle, tuple[int, ...]]:
+def trained(entry: Entry, seed: int, given: Puzzle | None, folder: Path) -> tuple[Puzzle, tuple[int, ...]]:
     """The dropped stack and its answer, from the folder where it is there."""
     path = folder / f"{entry.name}-{seed}.safetensors"
     answer = path.with_suffix(".txt")
     if not (path.exists() and answer.exists()):
-        if table is None or entry.width is not None:
+        if given is None or entry.width is not None:
             x, true = training.generate_table(seed, 10_000, entry.width or 48, entry.outputs)
         else:
-            x, true = table.x, table.pred
+            x, true = given.x, given.pred
         (stack,) = training.train(entry.recipe, x, true, [seed])
         puzzle, permutation = training.drop(stack, x, true, seed)
         puzzle = handed_out(puzzle, entry)
@@ -131,16 +144,16 @@ def row(entry: Entry, seed: int, method: str, puzzle: Puzzle, answer: Sequence[i
     }
 
 
-def task(entry: Entry, seed: int, method: str, table: Puzzle | None, folder: Path, limit: float) -> dict[str, Any]:
+def task(entry: Entry, seed: int, method: str, given: Puzzle | None, folder: Path, limit: float) -> dict[str, Any]:
     """The record of one recipe, seed and method, wherever it is run."""
-    puzzle, answer = trained(entry, seed, table, folder)
+    puzzle, answer = trained(entry, seed, given, folder)
     return row(entry, seed, method, puzzle, answer, limit)
 
 
 def rows(
     suite: Sequence[Entry],
     seeds: int,
-    table: Puzzle | None,
+    given: Puzzle | None,
     folder: Path,
     limit: float,
     executor: Executor | None = None,
@@ -152,7 +165,7 @@ def rows(
         if path.exists():
             yield json.loads(path.read_text())
         else:
-            missing.append(partial(task, entry, seed, method, table, folder, limit))
+            missing.append(partial(task, entry, seed, method, given, folder, limit))
     for record in done(missing, executor):
         path = kept(folder, record["recipe"], record["seed"], record["method"])
         atomic_write(path, lambda path, record=record: path.write_text(json.dumps(record)))
@@ -162,16 +175,6 @@ def rows(
 def kept(folder: Path, name: str, seed: int, method: str) -> Path:
     """Where a record is kept."""
     return folder / f"{name}-{seed}-{method}.json"
-
-
-def line(record: dict[str, Any]) -> str:
-    """A record as a line of the table."""
-    of = record["blocks"]
-    return (
-        f"{record['recipe']:<16}{record['seed']:>5}  {record['method']:<7}{record['outcome']:<18}"
-        f"{record['pairs_right']:>6}/{of}{record['places_right']:>6}/{of}{record['mse_of_variance']:>10.2g}"
-        f"{record['seconds']:>9.1f}"
-    )
 
 
 def main() -> int:
@@ -196,16 +199,14 @@ def main() -> int:
         for entry in SUITE
         if entry.name == args.only or (args.only is None and (not args.short or entry.name in SHORT))
     ]
-    table = None if args.table is None else load(args.table)
-    print(f"{'recipe':<16}{'seed':>5}  {'method':<7}{'outcome':<18}{'pairs':>9}{'places':>9}{'MSE/var':>10}{'seconds':>9}")
+    given = None if args.table is None else load(args.table)
     found = []
     with executor(parser, args.executor) as workers:
-        for record in rows(suite, 1 if args.short else args.seeds, table, args.folder, args.time_limit, workers):
+        for record in rows(suite, 1 if args.short else args.seeds, given, args.folder, args.time_limit, workers):
             found.append(record)
-            print(line(record), flush=True)
-    for method in METHODS:
-        solved = [record["exact"] for record in found if record["method"] == method]
-        print(f"{method}: {sum(solved)} of {len(solved)} recovered")
+            print(table(pd.DataFrame([record]), COLUMNS, head=len(found) == 1), flush=True)
+    for method, records in pd.DataFrame(found).groupby("method", sort=False) if found else ():
+        print(f"{method}: {records['exact'].sum()} of {len(records)} recovered")
     write_report(args.json, found)
     return 0
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from measuring import machine, write_report
+import pandas as pd
+from measuring import machine, table, write_report
 
 import dropjax
 from dropjax import console
@@ -27,6 +28,7 @@ from dropjax.runtime.writing import ensure_writable
 RECIPE = training.Recipe(depth=24, optimizer="adamw", rate=1e-3, decay=0.1, epochs=20, batch=64)
 WIDTH = 48
 ROWS = 5_000
+COLUMNS = {"way": "<20", "puzzles": ">7", "solved": ">6", "seconds": ">7.1f", "per_second": ">10.2f"}
 AT_ONCE = 10
 """Stacks trained together."""
 
@@ -97,7 +99,6 @@ def main() -> int:
     print(
         f"{machine()['processor']}, {device.describe()}; {args.count} trained stacks of {RECIPE.depth} blocks, {ROWS:,} rows"
     )
-    print(f"{'way':<24}{'puzzles':>9}{'solved':>8}{'seconds':>9}{'a second':>10}")
     for solutions in (map(dropjax.solve, puzzles), dropjax.solve_many(puzzles)):
         list(solutions)  # so that all programs are compiled, those of the hardest puzzle as well
     rows = []
@@ -108,10 +109,7 @@ def main() -> int:
     ):
         found = measure()
         rows.append(found)
-        print(
-            f"{found['way']:<24}{found['puzzles']:>9}{found['solved']:>8}{found['seconds']:>9.1f}{found['per_second']:>10.2f}",
-            flush=True,
-        )
+        print(table(pd.DataFrame([found]), COLUMNS, head=len(rows) == 1), flush=True)
     write_report(args.json, rows)
     return 0
 
