@@ -102,7 +102,21 @@ def test_of_few_blocks_every_arrangement_is_tried():
     np.testing.assert_array_equal(found.arrangement, truth)
     assert found.evaluations == 36
     assert [exhaustible(depth) for depth in (1, 5, 6)] == [True, True, False]
-    assert [name for name, _ in rungs(ground, [start])][-1] == "every arrangement"
+    assert [named.name for named in rungs(ground, [start])][-1] == "every arrangement"
+
+
+@pytest.mark.parametrize("depth", [5, 6, 80])
+def test_the_outputs_are_looked_at_for_evidence_once_all_starts_have_been_tried(depth):
+    ground, _, start, _ = dropped(8, depth=6)
+    starts = [start + k for k in range(7)]
+    if depth != 6:
+        ground = replace(ground, stack=replace(ground.stack, w_in=np.zeros((depth, 1, 1))))
+    tried, told = [], []
+    for name, rung, tells in rungs(ground, starts):
+        if isinstance(rung, FromEach) and (name == "places") == (depth > 64):
+            tried += rung.starts
+        told += [len(tried)] if tells else []
+    assert told == [len(starts)]
 
 
 def test_evaluations_are_candidates_scored_exactly(monkeypatch):

@@ -91,6 +91,8 @@ class Named(NamedTuple):
 
     name: str
     rung: Rung
+    tells: bool = False
+    """Whether all starts have been tried behind it, so that outputs which still do not follow pred tell something."""
 
 
 def rungs(ground: Ground, starts: list[Int[np.ndarray, "L 2"]]) -> Sequence[Named]:
@@ -104,13 +106,14 @@ def rungs(ground: Ground, starts: list[Int[np.ndarray, "L 2"]]) -> Sequence[Name
     peeling, with_pairs = (Named("peeling", ByPeeling(ground, ByFlips, pairs_open)) for pairs_open in (False, True))
     if deep:
         some, others = (Named("places", FromEach(ground, of, ByPlaces)) for of in _parted(starts, BEFORE_PEELING // 2))
-        return some, peeling, others, pairs, with_pairs
-    some, others = (Named("least squares", FromEach(ground, of, ByFlips)) for of in _parted(starts, BEFORE_PEELING))
-    by_places = Named("places", FromEach(ground, starts[:SEEDS_PLACED], ByPlaces))
+        return some, peeling, others._replace(tells=True), pairs, with_pairs
     annealing, scan = Named("annealing", Warmed(ground, ByFlips)), Named("exact scan", Scanned(ground))
     if exhaustible(ground.stack.depth):
-        return some, others, pairs, annealing, pairs, scan, Named("every arrangement", Exhausted(ground))
-    return some, peeling, others, by_places, pairs, with_pairs, annealing, pairs, scan
+        from_all = Named("least squares", FromEach(ground, starts, ByFlips), tells=True)
+        return from_all, pairs, annealing, pairs, scan, Named("every arrangement", Exhausted(ground))
+    some, others = (Named("least squares", FromEach(ground, of, ByFlips)) for of in _parted(starts, BEFORE_PEELING))
+    by_places = Named("places", FromEach(ground, starts[:SEEDS_PLACED], ByPlaces))
+    return some, peeling, others._replace(tells=True), by_places, pairs, with_pairs, annealing, pairs, scan
 
 
 def _parted(starts: list[Int[np.ndarray, "L 2"]], first: int) -> tuple[list[Int[np.ndarray, "L 2"]], ...]:

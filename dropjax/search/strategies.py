@@ -170,7 +170,7 @@ def climb_ladder(at: Auto) -> Iterator[Searched]:
     begun = [*seeds, *(at.starts[0].arrangement[rng.permutation(stack.depth)] for _ in range(RANDOM_STARTS))]
     best = ground.judged(begun[0])
     ladder = rungs(ground, begun)
-    for number, (name, rung) in enumerate(ladder):
+    for number, (name, rung, tells) in enumerate(ladder):
         if number > 0 and (run.agreed_stop() or run.solved(best.arrangement)):
             break
         with run.stage(name) as record:
@@ -178,7 +178,7 @@ def climb_ladder(at: Auto) -> Iterator[Searched]:
             best = run.keep(partial(climb, rung, best, ground.context), best)
             record |= {"mse": best.mse, "rows": len(ground.many[0])}
             record |= {"evaluations": best.evaluations, "swaps": best.moves, "order": best.arrangement}
-        if number == 0 and not run.agreed_stop():
+        if tells and not run.agreed_stop():
             evidence = evidence_of_nothing(ground, best.arrangement)
             if evidence is not None:
                 at.nothing_to_find = True
