@@ -1,3 +1,4 @@
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -74,6 +75,16 @@ def test_a_damaged_program_is_traced_again(decorate, cache, damage):
     check(result)
     assert was_traced
     assert not traced(decorate(), *ARGUMENTS)[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "chown") or os.geteuid() != 0, reason="only the administrator gives files away")
+def test_a_program_that_another_user_wrote_is_not_run(decorate, cache):
+    decorate()(*ARGUMENTS)
+    (path,) = cache.glob("dropjax-scaled-*")
+    os.chown(path, 12345, 12345)
+    result, was_traced = traced(decorate(), *ARGUMENTS)
+    check(result)
+    assert was_traced
 
 
 def test_what_is_loaded_is_not_compiled(decorate, cache, monkeypatch):

@@ -204,9 +204,12 @@ def _compile(lowered: jax.stages.Lowered, options: Options) -> jax.stages.Compil
 
 
 def _load(path: Path, leaves: int) -> Callable | None:
-    """The kept program of so many leaves; None where there is none, or one that was damaged."""
+    """The kept program of so many leaves; None where there is none, one that was damaged, or one that another user wrote."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            if not _ours(file.fileno()):
+                return None
+            content = file.read()
     except OSError:
         return None
     digest, kept = content[:DIGEST], content[DIGEST:]
@@ -220,6 +223,11 @@ def _load(path: Path, leaves: int) -> Callable | None:
         trees = jax.tree.structure(((0,) * leaves, {})), jax.tree.structure(results)
         return deserialize_and_load(executable, *trees, execution_devices=[_device()])
     return None
+
+
+def _ours(file: int) -> bool:
+    """Whether this user or the administrator owns an open file: what anyone else left in a shared folder is not run."""
+    return not hasattr(os, "getuid") or os.fstat(file).st_uid in (os.getuid(), 0)
 
 
 def _save(path: Path, compiled: jax.stages.Compiled) -> None:
