@@ -5,7 +5,8 @@ half's hyperplanes at exactly these states; those of later blocks on hyperplanes
 what is left of pred is regressed on the states and on the hidden activations of all remaining input halves at once (`fit`).
 The one factorisation tells how much each half explains that no other does (`Fit.gains`) and how well each output half would
 pass that on (`support`). With partners for all, each candidate is applied and the rest fitted again at the states that it
-leads to, along the few directions that count (`ahead`): the block after which the outputs are likeliest comes next. A step
+leads to, along the few directions that count (`ahead`): the block after which the outputs are likeliest comes next. After a
+portion of blocks the last ones are straightened (`ordering.prefixes`), and those that then come last are given back. A step
 owes nothing to the order of what is still to come, and nothing to what the weights say.
 """
 
@@ -230,8 +231,8 @@ def peel(
     basis = directions(stack, left, here, pred)
 
     def looked(rows: Int[np.ndarray, " K"], ridges: Float[np.ndarray, " LOOKED_AT"]) -> Float[np.ndarray, " K"]:
-        filled = np.pad(rows, (0, -len(rows) % LOOKED_AT), mode="edge").reshape(-1, LOOKED_AT).astype(np.int32)
-        found = [mesh.fetch(ahead(stack, left, here, pred, basis, ridges, some)) for some in filled]
+        padded = np.pad(rows, (0, -len(rows) % LOOKED_AT), mode="edge").reshape(-1, LOOKED_AT).astype(np.int32)
+        found = [mesh.fetch(ahead(stack, left, here, pred, basis, ridges, some)) for some in padded]
         return np.concatenate(found)[: len(rows)]
 
     tried = looked(np.full(LOOKED_AT, len(rest)), AHEAD)
@@ -239,7 +240,7 @@ def peel(
     ridges, gains = np.full_like(AHEAD, ridge), mesh.fetch(fit(stack, left, here, pred, basis).gains)[: len(rest)]
     placed: list[int] = []
     doubted = (certain[rest[:, 0]] < 0).any()
-    likely, lift = gains - np.inf, at.lift.copy()
+    likely, lift = np.full(len(rest), -np.inf), at.lift.copy()
     for k in range(at.placed, min(at.placed + portion(stack.depth), stack.depth)):
         ranked = np.argsort(-likely if placed else -gains, kind="stable")
         rows = ranked[~np.isin(ranked, placed)][: LOOKED_AT if placed else 2 * LOOKED_AT]
