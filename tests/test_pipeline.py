@@ -17,7 +17,7 @@ from dropjax.ordering import places
 from dropjax.ordering.straightening import start_straightening
 from dropjax.runtime import device
 from dropjax.runtime.compile_clock import CompileClock
-from dropjax.search import ladder, order_rungs, solving, stages, strategies, verify, yardstick
+from dropjax.search import ladder, order_rungs, peeling_rung, solving, stages, strategies, verify, yardstick
 from dropjax.search.verdict import judged
 
 SHAPE = {"L": 8, "d": 12, "h": 20, "rows": 300}
@@ -392,7 +392,7 @@ class TestRealPuzzle:
 
 
 @pytest.mark.slow
-def test_a_deep_stack_is_put_in_order_by_places(monkeypatch):
+def test_a_deep_stack_is_put_in_order_by_places_or_by_peeling(monkeypatch):
     monkeypatch.setattr(places, "DEEP", 8)
     puzzle, permutation = planted(3, L=9)
     blocks = np.reshape(permutation[:-1], (9, 2))[[2, 0, 1, 4, 3, 7, 5, 6, 8]]
@@ -403,6 +403,10 @@ def test_a_deep_stack_is_put_in_order_by_places(monkeypatch):
     assert diary.begun == ["pairing", "places", "verify"]
     monkeypatch.setattr(order_rungs, "placing_round", lambda stack, start, at, *_: at._replace(waited=places.PATIENCE))
     monkeypatch.setattr(stages, "guided", lambda run, arrangement: arrangement)
+    peeled = dropjax.solve(puzzle, **given)
+    assert peeled.permutation == permutation
+    assert [stage.name for stage in peeled.stages] == ["pairing", "places", "peeling", "verify"]
+    monkeypatch.setattr(peeling_rung, "peel", lambda stack, at, *_: at._replace(placed=1))  # it knows nothing
     stuck = dropjax.solve(puzzle, **given, progress=diary)
     assert stuck.outcome is Outcome.NOT_SOLVED
     assert stuck.stop_reason is StopReason.STALLED
