@@ -162,6 +162,11 @@ def test_outputs_that_overflow_end_in_an_arrangement():
     assert sorted(found.arrangement[:, 0]) == sorted(found.arrangement[:, 1]) == list(range(L))
 
 
+def test_a_table_of_one_row_knows_nothing():
+    stack, truth, x, pred = planted(0)
+    assert peel(stack, start_peeling(truth), np.full(L, -1), x[:1], pred[:1]).knows_nothing
+
+
 def test_fewer_rows_are_looked_at_where_memory_is_scarce():
     stack, *_ = planted(0)
     assert peeling.rows_to_peel(stack) == peeling.ROWS

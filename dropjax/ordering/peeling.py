@@ -302,7 +302,7 @@ def directions(
     stack: Stack, left: Int[np.ndarray, "M 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"]
 ) -> Float[np.ndarray, "d k"]:
     """Directions along which the remaining blocks' residuals move the outputs most: the principal ones of their slopes."""
-    few = len(x) // 2
+    few = -(-len(x) // 2)
     slopes = np.array(mesh.fetch(_slopes(stack, left, x[:few], pred[:few])))
     slopes[0] += np.asarray(stack.w_last).T
     finite = np.nan_to_num(np.moveaxis(slopes, 2, 1).reshape(-1, x.shape[1]))
