@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 from dropjax.runtime import programs
 from dropjax.runtime.programs import program as as_program
@@ -143,6 +144,42 @@ def test_other_source_is_another_program(decorate, cache, monkeypatch):
     monkeypatch.setattr(programs, "source", lambda package: "changed")
     _, was_traced = traced(decorate(), *ARGUMENTS)
     assert was_traced
+
+
+@pytest.fixture
+def own_cache_of_jax(cache, monkeypatch):
+    """The folder, in which JAX keeps even the smallest programs as well."""
+    settings = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
+    before = {name: jax.config.values[name] for name in settings}
+    compilation_cache.reset_cache()
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield cache
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_what_came_from_jaxs_own_cache_is_not_kept_again(decorate, own_cache_of_jax):
+    # XLA would write a program that cannot be run.
+    check(decorate()(*ARGUMENTS))
+    (path,) = own_cache_of_jax.glob("dropjax-scaled-*")
+    assert list(own_cache_of_jax.glob("jit_scaled*"))
+    path.unlink()
+    for _ in range(2):
+        result, was_traced = traced(decorate(), *ARGUMENTS)
+        check(result)
+        assert was_traced
+    assert not path.exists()
+
+
+def test_what_an_older_source_left_in_jaxs_own_cache_is_not_taken(decorate, own_cache_of_jax, monkeypatch):
+    check(decorate()(*ARGUMENTS))
+    monkeypatch.setattr(programs, "source", lambda package: "changed")
+    for traces in (True, False):
+        result, was_traced = traced(decorate(), *ARGUMENTS)
+        check(result)
+        assert was_traced == traces
+    assert len(list(own_cache_of_jax.glob("dropjax-scaled-*"))) == 2
 
 
 @pytest.fixture

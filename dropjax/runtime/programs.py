@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
+import jax.monitoring
 import numpy as np
 from jax.core import Tracer
 
@@ -113,11 +114,13 @@ class Program(Generic[R]):
         if ours:
             of_leaves = lambda *leaves: self._function(**jax.tree.unflatten(tree, leaves), **static)  # noqa: E731
             of_leaves = of_leaves if size == 1 else together.batched(of_leaves, size)
-            of_leaves.__name__ = self._function.__name__  # for JAX's logs
+            name = self._function.__name__
             specs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes] * size
             try:
                 # A program that is spread over devices is not one device's to keep.
-                path = _path(Path(folder), of_leaves.__name__, str(key[1:])) if folder and not mesh.is_set() else None
+                path = _path(Path(folder), name, str(key[1:])) if folder and not mesh.is_set() else None
+                # JAX's own cache finds a program under its name as well: so what an older source left is not taken for it.
+                of_leaves.__name__ = name if path is None else path.name.removeprefix("dropjax-").replace("-", "_")
                 compiled.set_result(_load_or_compile(path, of_leaves, specs, self._options))
             except BaseException as error:
                 compiled.set_exception(error)
@@ -180,10 +183,28 @@ def _load_or_compile(path: Path | None, of_leaves: Callable, specs: Sequence, op
     if path is not None and (kept := _load(path, len(specs))) is not None:
         return kept
     lowered = jax.jit(of_leaves).lower(*specs)
+    _listen()
+    _FETCHED.now = False
     compiled = _compile(lowered, options)
-    if path is not None and not _calls_libraries(lowered):
+    # XLA cannot serialise again what it has itself read: a part of its functions would be missing.
+    if path is not None and not _FETCHED.now and not _calls_libraries(lowered):
         _save(path, compiled)
     return compiled
+
+
+_FETCHED = threading.local()
+"""`now`: whether what this thread compiled last came from JAX's own cache."""
+
+
+@cache
+def _listen() -> None:
+    """Registers the one listener that notes it."""
+
+    def note(event: str, **_: object) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            _FETCHED.now = True
+
+    jax.monitoring.register_event_listener(note)
 
 
 def _calls_libraries(lowered: jax.stages.Lowered) -> bool:
