@@ -6,8 +6,8 @@ import reference
 
 from dropjax.core.stack import trajectory
 from dropjax.moves.first_order import flips_and_swaps, linearised
-from dropjax.ordering.flip_regression import flippable
-from dropjax.ordering.prefixes import likelihoods, prefix_equations, slopes, straighten_prefix, to_first_order
+from dropjax.ordering.flip_regression import flippable, to_first_order
+from dropjax.ordering.prefixes import likelihoods, prefix_equations, slopes, straighten_prefix
 from dropjax.ordering.regressions import design, gram_of, residual_features, ridge_regression
 
 L, D, H = 9, 5, 9

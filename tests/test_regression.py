@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from dropjax.core.protocols import Context, StopReason
 from dropjax.moves.first_order import adjacent_changes, flips, flips_and_swaps, linearise
-from dropjax.ordering.flip_regression import Normal, flippable, normal_equations, orders, reordered, ridge_solutions
+from dropjax.ordering.flip_regression import Normal, by_places, flippable, normal_equations, orders, ridge_solutions
 from dropjax.ordering.straightening import REACH, likeliest_order, near_equations, straighten
 from dropjax.pairing.least_squares import contributions_and_errors, proposals, soft_pairing
 
@@ -126,8 +126,8 @@ def test_blocks_move_past_those_that_they_stand_wrongly_to():
     arrangement = np.stack([np.arange(4), np.arange(4)], axis=1)
     past = {(0, 1), (0, 2)}
     share = np.array([float(pair in past) for pair in zip(*map(np.ndarray.tolist, np.triu_indices(4, 1)), strict=True)])
-    assert reordered(arrangement, share)[:, 0].tolist() == [1, 2, 0, 3]
-    assert reordered(arrangement, 0 * share)[:, 0].tolist() == [0, 1, 2, 3]
+    assert arrangement[by_places(share[None], 4)[0]][:, 0].tolist() == [1, 2, 0, 3]
+    assert arrangement[by_places(0 * share[None], 4)[0]][:, 0].tolist() == [0, 1, 2, 3]
 
 
 def test_an_order_far_off_is_proposed_right_in_a_few_steps():

@@ -84,11 +84,17 @@ def expected_places(share: Float[A, "*K P"], depth: int, reach: int | None = Non
     return share.clip(0, 1) @ turned + np.arange(depth)
 
 
-def reordered(
-    arrangement: Int[np.ndarray, "L 2"], share: Float[np.ndarray, " P"], reach: int | None = None
-) -> Int[np.ndarray, "L 2"]:
-    """The blocks by their `expected_places`."""
-    return arrangement[np.argsort(expected_places(share, len(arrangement), reach), kind="stable")]
+def by_places(share: Float[np.ndarray, "K P"], depth: int, reach: int | None = None) -> Int[np.ndarray, "K L"]:
+    """Orders of the positions by their blocks' `expected_places`."""
+    return np.argsort(expected_places(share, depth, reach), axis=1, kind="stable")
+
+
+def to_first_order(normal: Normal, orders: Int[np.ndarray, "K L"], reach: int) -> Float[np.ndarray, " K"]:
+    """The change of the MSE by each order of the positions, to first order (D9 in docs/method.md)."""
+    i, j = flippable(orders.shape[1], reach)
+    place = np.argsort(orders, axis=1)
+    flipped = (place[:, i] > place[:, j]).astype(np.float64)
+    return np.sum(flipped * (flipped @ normal.gram - 2 * normal.towards), axis=1)
 
 
 def proposed(normal: Normal, depth: int, reach: int | None = None) -> Int[np.ndarray, "K L"]:
@@ -99,7 +105,7 @@ def proposed(normal: Normal, depth: int, reach: int | None = None) -> Int[np.nda
     """
     shares = ridge_solutions(normal)
     asked = [of for share in shares for of in (share, share / 2, 2 * share, share > 0.3, share > 0.7)]
-    return np.argsort(expected_places(np.asarray(asked, np.float64), depth, reach), axis=1, kind="stable")
+    return by_places(np.asarray(asked, np.float64), depth, reach)
 
 
 def orders(

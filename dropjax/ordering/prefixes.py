@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from dropjax.core.stack import Stack, advance, pick, read_out, trajectory
 from dropjax.moves.first_order import flips_and_swaps, linearised
-from dropjax.ordering.flip_regression import Normal, flippable, proposed
+from dropjax.ordering.flip_regression import Normal, flippable, proposed, to_first_order
 from dropjax.ordering.regressions import (
     Design,
     Ridge,
@@ -73,14 +73,6 @@ def straighten_prefix(
             break
         prefix = judged[best]
     return prefix
-
-
-def to_first_order(normal: Normal, orders: Int[np.ndarray, "K n"], reach: int) -> Float[np.ndarray, " K"]:
-    """The change of the MSE by each order, to first order."""
-    i, j = flippable(orders.shape[1], reach)
-    place = np.argsort(orders, axis=1)
-    flipped = (place[:, i] > place[:, j]).astype(np.float64)
-    return np.sum(flipped * (flipped @ normal.gram - 2 * normal.towards), axis=1)
 
 
 @jax.jit

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from dropjax.core.options import MEMORY
 from dropjax.core.protocols import ALONE, Context
 from dropjax.core.stack import Stack
-from dropjax.ordering.flip_regression import Normal, expected_places, flippable, normal_equations
+from dropjax.ordering.flip_regression import Normal, by_places, normal_equations, to_first_order
 from dropjax.ordering.parts import in_parts
 from dropjax.runtime import mesh
 from dropjax.runtime.programs import OF_FEW_ROWS, program
@@ -108,15 +108,12 @@ def likeliest_order(normal: Normal, depth: int) -> Int[np.ndarray, " L"]:
     D9 in docs/method.md. The small systems are solved on the host: a program that did it would take longer to compile than
     all that straightening runs.
     """
-    i, j = flippable(depth, REACH)
-    mse, gram, towards = (np.asarray(a, np.float64) for a in normal)
-    scale = np.trace(gram) / len(i)
+    normal = jax.tree.map(lambda a: np.asarray(a, np.float64), normal)
+    mse, gram, towards = normal
+    scale = np.trace(gram) / len(gram)
     ridges = np.maximum([*(scale * np.array(NEAR_RIDGES)), *(mse * np.array(ERROR_RIDGES))], NO_LESS * scale)
     values, vectors = np.linalg.eigh(gram)
     shares = (towards @ vectors / (np.maximum(values, 0) + np.maximum(ridges, 1e-300)[:, None])) @ vectors.T
     asked = np.concatenate([shares, *((shares > certain).astype(float) for certain in CERTAIN)])
-    order = np.argsort(expected_places(asked, depth, REACH), axis=1, kind="stable")
-    rank = np.argsort(order, axis=1)
-    flipped = (rank[:, i] > rank[:, j]).astype(float)
-    changes = np.sum(flipped * (flipped @ gram - 2 * towards), axis=1)
-    return order[np.argmin(changes)]
+    orders = by_places(asked, depth, REACH)
+    return orders[np.argmin(to_first_order(normal, orders, REACH))]
