@@ -62,6 +62,16 @@ def test_links_that_lead_nowhere_are_found(tmp_path: Path):
     assert missing(page) == ["#a", "none.md"]
 
 
+def test_included_pages_link_to_what_is_there_from_the_site_too():
+    # The site looks for a link's file from the page that includes the text.
+    for page in (ROOT / "docs").glob("*.md"):
+        for path in re.findall(r"^```\{include\} (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            local = [
+                link for link in links((page.parent / path).read_text(encoding="utf-8")) if not re.match(r"\w+:|#", link)
+            ]
+            assert [link for link in local if not (page.parent / link.partition("#")[0]).exists()] == [], path
+
+
 def test_every_page_of_the_site_is_in_its_contents():
     listed = re.findall(r"^[a-z_]+$", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(["index", *listed]) == sorted(page.stem for page in (ROOT / "docs").glob("*.md"))
