@@ -1,8 +1,8 @@
 """How far the table tells which block comes next: peeling.py [--short] [--rows N …] [--json FILE].
 
-For stacks of several kinds, at their true states all along: the true next block's rank among the remaining ones by its
-partial gain and by looking ahead, with the partners that the table gives; how many of these are right; and what a whole
-peeling finds, with pairs known and unknown.
+For stacks of several kinds, at their true states all along: the true next block's rank among the remaining ones by what it
+promises to second order and by an exact look, with the partners that the table gives; how many of these are right; and what
+a whole peeling finds, with pairs known and unknown.
 """
 
 import time
@@ -23,11 +23,13 @@ from dropjax.make import training
 from dropjax.make.planted import plant
 from dropjax.make.training import Recipe
 from dropjax.ordering import peeling
+from dropjax.ordering.insertions import insertions
+from dropjax.ordering.partners import matched
+from dropjax.ordering.prefixes import likelihoods
+from dropjax.ordering.regressions import Outlook
 from dropjax.runtime import device
 
 DEPTH, FEATURES, HIDDEN, NARROW, TABLE = 24, 32, 64, 12, 10_000
-RIDGE = 1e-2
-"""Per row, of every look ahead."""
 KINDS: dict[str, tuple[int, Recipe | None]] = {
     "5 epochs of adam": (FEATURES, Recipe(depth=DEPTH, hidden=HIDDEN, rate=1e-3, epochs=5)),
     "sgd, hardly moved": (FEATURES, Recipe(depth=DEPTH, hidden=HIDDEN, optimizer="sgd", rate=1e-3, epochs=20)),
@@ -61,19 +63,29 @@ def along(stack: Stack, truth: Int[np.ndarray, "L 2"], x: Array, pred: Array, ev
     states, none = trajectory(stack, jnp.asarray(truth), x).states, np.full(stack.depth, -1)
     for k in range(0, stack.depth - 1, every):
         here, rest = states[k], truth[k:]
-        found = peeling.matched(stack, rest, none, here, pred)
-        left = peeling.filled(rest, stack.depth)
-        basis = peeling.directions(stack, left, here, pred)
-        gains = np.asarray(peeling.fit(stack, left, here, pred).gains)[: len(rest)]
-        rows, ridges = np.arange(len(rest), dtype=np.int32), np.full(len(rest), RIDGE, np.float32)
-        evidence = np.asarray(peeling.ahead(stack, left, here, pred, basis, ridges, rows))
+        found = matched(stack, rest, none, here, pred)
+        basis = peeling.directions(stack, found, here, pred)
+        outlook = Outlook(found[:, 0], np.asarray(peeling.seen_through(stack, found, basis)), pred, peeling.AHEAD[0])
+        promised = insertions(stack, np.zeros((0, 2), np.int32), found, here, outlook, peeling.AHEAD)
+        promise = np.asarray(promised.rise)[:, 0]
         yield {
             "placed": k,
             "remaining": len(rest),
-            "rank_by_gain": int(np.sum(gains > gains[0])),
-            "rank_ahead": int(np.sum(evidence > evidence[0])),
+            "rank_by_promise": int(np.sum(promise > promise[0])),
+            "rank_by_look": _rank_by_look(stack, found, here, outlook._replace(ridge=promised.ridge)),
             "partners_right": int(np.sum(found[:, 1] == rest[:, 1])),
         }
+
+
+def _rank_by_look(stack: Stack, found: Int[np.ndarray, "m 2"], x: Float[Array, "N d"], outlook: Outlook) -> int:
+    """The first block's rank, from 0, by the outputs' evidence behind it; a few blocks are looked at together."""
+    evidence = []
+    for row in range(len(found)):
+        # The block itself no longer remains: what is seen of it is nothing.
+        through = outlook.through * (np.arange(len(found)) != row)[:, None, None]
+        behind = outlook._replace(through=through)
+        evidence += [float(of) for of in likelihoods(stack, found[row][None, None], x, found[None, :, 0], behind)]
+    return sum(of > evidence[0] for of in evidence)
 
 
 def whole(stack: Stack, truth: Int[np.ndarray, "L 2"], x: Array, pred: Array, known: bool) -> dict[str, Any]:
@@ -103,7 +115,7 @@ def study(stack: Stack, truth: Int[np.ndarray, "L 2"], x: Array, pred: Array) ->
 def line(record: dict[str, Any]) -> str:
     """A record as a line of the table."""
     if "placed" in record:
-        ranks = f"rank {record['rank_by_gain']:>2} by gain, {record['rank_ahead']:>2} ahead"
+        ranks = f"rank {record['rank_by_promise']:>2} by promise, {record['rank_by_look']:>2} by look"
         right = f"{record['partners_right']:>2} of {record['remaining']:>2} partners right"
         return f"  {record['placed']:>3} placed: {ranks}; {right}"
     how = f"pairs {'known' if record['pairs_known'] else 'unknown'}"

@@ -1,13 +1,11 @@
 """Forward peeling: which block comes next, and with which partner, is read from the table at the states reached so far.
 
-Whatever the weights hide, the outputs bend where hidden units switch, and the next block's units switch on its own input
-half's hyperplanes at exactly these states; those of later blocks on hyperplanes that the blocks between have shifted. So
-what is left of pred is regressed on the states and on the hidden activations of all remaining input halves at once (`fit`).
-The one factorisation tells how much each half explains that no other does (`Fit.gains`) and how well each output half would
-pass that on (`support`). With partners for all, each candidate is applied and the rest fitted again at the states that it
-leads to, along the few directions that count (`ahead`): the block after which the outputs are likeliest comes next. After a
-portion of blocks the last ones are straightened (`ordering.prefixes`), and those that then come last are given back. A step
-owes nothing to the order of what is still to come, and nothing to what the weights say.
+What is left of pred is regressed on the states and on what the remaining blocks would add there, along the few directions
+that count. One more block changes what the regression sees: to second order that follows for all blocks, behind the last one
+placed or a few places before (`ordering.insertions`), and an exact look decides among the best. After a portion of blocks
+the last ones are straightened (`ordering.prefixes`), and those that then come last are given back. Partners are matched at
+each portion's states (`ordering.partners`). A step owes nothing to the order of what is still to come, and nothing to what
+the weights say.
 """
 
 from typing import NamedTuple
@@ -15,164 +13,36 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy
-from jax import lax
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int
 
 from dropjax.core.options import MEMORY
-from dropjax.core.stack import Stack, advance, product, residual
-from dropjax.ordering.prefixes import straighten_prefix
-from dropjax.ordering.regressions import (
-    RIDGES,
-    design,
-    evidence,
-    hidden_features,
-    inner,
-    is_dual,
-    likeliest,
-    residual_features,
-)
+from dropjax.core.stack import Stack, advance, residual
+from dropjax.ordering.insertions import insertions
+from dropjax.ordering.partners import matched
+from dropjax.ordering.prefixes import likelihoods, straighten_prefix
+from dropjax.ordering.regressions import RIDGES, Outlook, likeliest, look, products, with_none
 from dropjax.runtime import mesh
 
-ROWS = 4000
-"""Rows that peeling looks at."""
+ROWS, MOST_ROWS = 4000, 10_000
+"""Rows that peeling looks at; and at most so many that partners are matched on, where few blocks remain."""
 COLUMNS, DIRECTIONS = 800, 8
-"""Features of a look ahead: the remaining blocks' residuals along as many directions as make so many, but at least 8."""
-LOOKED_AT = 12
-"""Blocks that are tried as the next one: those after which the outputs were likeliest when last looked at."""
-AHEAD = np.geomspace(1e-6, 0.1, LOOKED_AT, dtype=np.float32)
-"""Ridges per row, as many as are tried at once: the likeliest before a block is placed is taken for looking ahead."""
+"""Columns of a regression: the remaining blocks' residuals along as many directions as make so many, but at least 8."""
+AHEAD = np.geomspace(1e-6, 0.1, 12, dtype=np.float32)
+"""Ridges per row; the likeliest before a block is placed is taken."""
+PLACES = 10
+"""Places at which each of the remaining blocks is considered: behind the last one placed, and before each of nine."""
+LOOKED_AT = 8
+"""Blocks and places that are tried exactly: those that promise most, half of them before the last place."""
 PORTION, PORTIONS = 4, 8
-"""Blocks that are placed before partners are matched again and every block is looked at: so many, or one in so many."""
+"""Blocks that are placed before partners are matched again: so many, or one in so many."""
 WINDOW = 3
-"""Portions that are straightened together: the last ones placed; at the end all are."""
+"""Portions that are straightened together: the last ones placed."""
 GIVEN_BACK = 2
 """Part of a portion, as its denominator, that is looked for again after straightening."""
-SURER = 10.0
-"""How many times too sure `support` is beside what the weights say: much of its misfit is no noise, but what the regression
-leaves out."""
 CHANCE = 1e-3
 """Probability with which the best of L wrong blocks is taken for one that the table speaks for."""
 SIZES = 3
 """Sizes of regression that are compiled: for all blocks, for two thirds of them, and for a third."""
-
-
-class Fit(NamedTuple):
-    """A regression on the states and on m groups of q features, one for each remaining half."""
-
-    evidence: Float[Array, ""]
-    coefficients: Float[Array, "d+mq o"]
-    root: Float[Array, "r d+mq"]
-    """The coefficients' covariance, in units of `noise`, is rootᵀ·root, or (1 − rootᵀ·root)/ridge with fewer rows."""
-    ridge: Float[Array, ""]
-    noise: Float[Array, ""]
-    gains: Float[Array, " m"]
-    """How much the penalised sum of squares grows where one half's features are left out."""
-    scales: Float[Array, "2"]
-
-
-@jax.jit
-def fit(
-    stack: Stack,
-    left: Int[Array, "m 2"],
-    x: Float[Array, "N d"],
-    pred: Float[Array, "N o"],
-    basis: Float[Array, "d k"] | None = None,
-) -> Fit:
-    """The regression at the states x, its ridge the one of `RIDGES` with the largest evidence.
-
-    Its features are the hidden activations of the input halves in `left` or, given a `basis`, the residuals of the blocks
-    there along it. A row of −1 stands for no block: its features are zeros, and so is its gain
-    (D19 in docs/method.md).
-    """
-    features = hidden_features(stack, left, x) if basis is None else residual_features(stack, left, x, basis)
-    seen = design(stack, left, x, pred, features)
-    of, ridge = likeliest(seen, len(x) * jnp.asarray(RIDGES))
-    root = solve_triangular(of.factor, seen.columns if is_dual(seen.columns.shape) else jnp.eye(len(of.factor)), lower=True)
-    (groups, size), width = features.shape[1:], x.shape[1]
-    found = Fit(of.evidence, of.coefficients, root, ridge, of.noise, jnp.zeros(groups), seen.scales)
-
-    def gain(k: Int[Array, ""]) -> Float[Array, ""]:
-        group, own = _half(found, width + k * size, size)
-        return _surprise(_covariance(found, group), own)[0]
-
-    return found._replace(gains=lax.map(gain, jnp.arange(groups)))
-
-
-def _half(of: Fit, first: Int[Array, ""], size: int) -> tuple[Float[Array, "r q"], Float[Array, "q o"]]:
-    """One half's columns of the root, and its coefficients."""
-    return lax.dynamic_slice_in_dim(of.root, first, size, 1), lax.dynamic_slice_in_dim(of.coefficients, first, size, 0)
-
-
-def _covariance(of: Fit, a: Float[Array, "r p"], b: Float[Array, "r q"] | None = None) -> Float[Array, "p q"]:
-    """Covariance of a group's coefficients, or that with another group's, from their columns of the root."""
-    both = inner(a.T, a if b is None else b)
-    if not is_dual(of.root.shape):
-        return both
-    return ((jnp.eye(len(both)) if b is None else 0.0) - both) / of.ridge
-
-
-def _surprise(covariance: Float[Array, "q q"], missed: Float[Array, "q o"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """missedᵀ·covariance⁻¹·missed, summed over the outputs, and log|covariance|."""
-    scale = jnp.trace(covariance) / len(covariance)
-    factor = jnp.linalg.cholesky(covariance / scale + 1e-6 * jnp.eye(len(covariance)))
-    whitened = solve_triangular(factor, missed, lower=True)
-    return jnp.sum(whitened**2) / scale, 2 * jnp.sum(jnp.log(jnp.diag(factor))) + len(covariance) * jnp.log(scale)
-
-
-@jax.jit
-def support(stack: Stack, of: Fit) -> Float[Array, "m L"]:
-    """What speaks for each output half behind each of the remaining input halves, in nats, from a fit on hidden activations.
-    See D20 in docs/method.md.
-
-    If the two are a block and the next one, its hidden units move the outputs through the state alone: their coefficients
-    are W_outᵀ·g, with the g of the states' own coefficients. The Bayes factor for that is the posterior density of this
-    equation over its prior density (Dickey 1971, Annals of Mathematical Statistics 42(1)).
-    """
-    width, size = stack.w_out.shape[1:]
-    by_state, by_hidden = of.scales
-    states, slopes, outputs = of.root[:, :width], of.coefficients[:width], of.coefficients.shape[1]
-    of_states = by_state**2 * _covariance(of, states)
-
-    def of_half(k: Int[Array, ""]) -> Float[Array, " L"]:
-        group, own = _half(of, width + k * size, size)
-        of_group, with_states = by_hidden**2 * _covariance(of, group), by_hidden * by_state * _covariance(of, states, group)
-
-        def behind(w_out: Float[Array, "d h"]) -> Float[Array, ""]:
-            through = w_out.T
-            expected = product(through, stack.w_last)
-            missed = by_hidden * own - by_state * inner(through, slopes) - expected
-            shared = inner(through, with_states)
-            posterior = of_group - shared - shared.T + inner(inner(through, of_states), w_out)
-            prior = (by_hidden**2 * jnp.eye(size) + by_state**2 * inner(through, w_out)) / of.ridge
-            (before, spread_before), (after, spread) = _surprise(prior, expected), _surprise(posterior, missed)
-            found = (outputs * (spread_before - spread) + (before - after) / of.noise) / 2
-            return jnp.where(jnp.isfinite(found), found, -jnp.inf)
-
-        return jax.vmap(behind)(stack.w_out)
-
-    return lax.map(of_half, jnp.arange(of.gains.shape[0]))
-
-
-@jax.jit
-def ahead(
-    stack: Stack,
-    left: Int[Array, "m 2"],
-    x: Float[Array, "N d"],
-    pred: Float[Array, "N o"],
-    basis: Float[Array, "d k"],
-    ridges: Float[Array, " K"],
-    rows: Int[Array, " K"],
-) -> Float[Array, " K"]:
-    """The outputs' evidence after the block in each of some rows of `left`, the other blocks' residuals seen along `basis`;
-    after no block where the row is −1. Each has a ridge of its own, per row of the table."""
-
-    def after(row: Int[Array, ""], ridge: Float[Array, ""]) -> Float[Array, ""]:
-        there = x + jnp.where(left[row, 0] >= 0, residual(stack, left[row], x), 0)
-        return evidence(stack, left.at[row].set(-1), there, pred, basis, ridge)
-
-    return lax.map(lambda of: after(*of), (rows, ridges))
 
 
 class Peeled(NamedTuple):
@@ -208,99 +78,126 @@ def start_peeling(pairs: Int[np.ndarray, "L 2"]) -> Peeled:
 
 
 def rows_to_peel(stack: Stack, memory: int = MEMORY) -> int:
-    """Rows that peeling looks at: fewer where the features of all halves would not fit into `memory` four times."""
-    return int(np.clip(memory // (16 * stack.w_in[..., 0].size), 1, ROWS))
+    """Rows that peeling uses: fewer where the features of all halves would not fit into `memory` four times."""
+    return int(np.clip(memory // (16 * stack.w_in[..., 0].size), 1, MOST_ROWS))
 
 
 def peel(
     stack: Stack,
     at: Peeled,
     certain: Int[np.ndarray, " L"],
-    x: Float[Array, "N d"],
-    pred: Float[Array, "N o"],
+    x: Float[np.ndarray, "N d"],
+    pred: Float[np.ndarray, "N o"],
     belief: Float[np.ndarray, "L L"] | None = None,
 ) -> Peeled:
-    """A portion of blocks more, or fewer, where none goes on with the partners at hand.
+    """A portion of blocks more, or fewer, where none goes on with the partners at hand; x and pred are on the host.
 
     `certain` is each input half's partner where that is beyond doubt, and −1 elsewhere; `belief` is what else is known of
     each pair, in nats.
     """
-    here = _reached(stack, at.arrangement, np.int32(at.placed), x)
-    rest = matched(stack, at.arrangement[at.placed :], certain, here, pred, belief)
-    left = filled(rest, stack.depth)
-    basis = directions(stack, left, here, pred)
-
-    def looked(rows: Int[np.ndarray, " K"], ridges: Float[np.ndarray, " LOOKED_AT"]) -> Float[np.ndarray, " K"]:
-        padded = np.pad(rows, (0, -len(rows) % LOOKED_AT), mode="edge").reshape(-1, LOOKED_AT).astype(np.int32)
-        found = [mesh.fetch(ahead(stack, left, here, pred, basis, ridges, some)) for some in padded]
-        return np.concatenate(found)[: len(rows)]
-
-    tried = looked(np.full(LOOKED_AT, len(rest)), AHEAD)
-    ridge, before = AHEAD[np.argmax(tried)], np.max(tried)
-    ridges, gains = np.full_like(AHEAD, ridge), mesh.fetch(fit(stack, left, here, pred, basis).gains)[: len(rest)]
-    placed: list[int] = []
-    doubted = (certain[rest[:, 0]] < 0).any()
-    likely, lift = np.full(len(rest), -np.inf), at.lift.copy()
-    for k in range(at.placed, min(at.placed + portion(stack.depth), stack.depth)):
-        ranked = np.argsort(-likely if placed else -gains, kind="stable")
-        rows = ranked[~np.isin(ranked, placed)][: LOOKED_AT if placed else 2 * LOOKED_AT]
-        likely[rows] = looked(rows, ridges)
-        best = rows[np.argmax(likely[rows])]
-        rise = likely[best] - before if np.isfinite(likely[best]) else 0.0
-        if placed and doubted and rise < _by_chance(stack.depth):
+    depth, size = stack.depth, portion(stack.depth)
+    longer, none = _with_none(stack), np.full(2, depth, np.int32)
+    done, rest = np.split(at.arrangement, [at.placed])
+    remaining = filled(len(rest), depth)
+    many = int(ROWS * (depth / remaining) ** 2)  # a regression on so many costs no more than the first one
+    x_many, pred_many = mesh.put_rows((x[:many], pred[:many]))
+    there = _reached(longer, _filled_up(done, depth, none), x_many)
+    rest = matched(longer, rest, certain, there, pred_many, belief, remaining)
+    left = _filled_up(rest, remaining, none)
+    x, pred = mesh.put_rows((x[:ROWS], pred[:ROWS]))
+    here = _reached(longer, _filled_up(done, depth, none), x)
+    outlook = Outlook(
+        left[:, 0], mesh.fetch(seen_through(longer, left, directions(longer, left, here, pred))), pred, AHEAD[0]
+    )
+    lift, doubted = at.lift.copy(), (certain[rest[:, 0]] < 0).any()
+    settled, last = _parted(done, PLACES - 1, none)
+    start = _reached(longer, _filled_up(settled, depth, none), x)
+    for k in range(at.placed, min(at.placed + size, depth)):
+        promised = jax.tree.map(mesh.fetch, insertions(longer, last, left, start, outlook, AHEAD))
+        outlook = outlook._replace(ridge=promised.ridge)
+        rows, places = _most_promising(promised.rise, last, left, depth)
+        tried = np.stack([np.insert(last, place, left[row], axis=0) for row, place in zip(rows, places, strict=True)])
+        behind = np.tile(left[:, 0], (LOOKED_AT, 1))
+        behind[np.arange(LOOKED_AT), rows] = depth
+        rises = _rises(mesh.fetch(likelihoods(longer, tried, start, behind, outlook)), promised.evidence)
+        best = _first_likely(rises, places, _by_chance(depth))
+        rise = rises[best] if np.isfinite(rises[best]) else 0.0
+        if k > at.placed and doubted and rise < _by_chance(depth):
             break  # no block goes on with the partners at hand: they are matched again from here
-        lift[k], before = rise, likely[best]
-        here = here + residual(stack, rest[best], here)
-        left[best] = -1
-        placed.append(int(best))
-    others = np.setdiff1d(np.arange(len(rest)), placed)
-    arrangement = np.concatenate([at.arrangement[: at.placed], rest[placed], rest[others]])
-    end = at.placed + len(placed)
-    window = min(end // portion(stack.depth), WINDOW) * portion(stack.depth)
-    first = end - window if end < stack.depth else 0
-    start = _reached(stack, at.arrangement, np.int32(first), x)
-    arrangement[first:end] = straighten_prefix(stack, arrangement[first:end], left, start, pred, basis, float(ridge))
-    # What the straightened order has last may have come too early: it is given back.
-    given_back = portion(stack.depth) // GIVEN_BACK if end < stack.depth else 0
-    return Peeled(arrangement, max(end - given_back, at.placed + 1), lift)
+        lift[k] = rise
+        start, last = _passed(longer, tried[best][0], start), tried[best][1:]
+        settled = np.concatenate([settled, tried[best][:1]])
+        left[rows[best]] = none
+        outlook = outlook._replace(left=left[:, 0])
+    done = _real(np.concatenate([settled, last]), depth)
+    settled, window = _parted(done, WINDOW * size, none)
+    straight = straighten_prefix(longer, window, _reached(longer, _filled_up(settled, depth, none), x), outlook)
+    # Where the order was not straight, what comes last now may have come too early: it is given back.
+    given_back = size // GIVEN_BACK if len(done) < depth and (straight != window).any() else 0
+    arrangement = _real(np.concatenate([settled, straight, left]), depth)
+    return Peeled(arrangement, max(len(done) - given_back, at.placed + 1), lift)
 
 
-def matched(
-    stack: Stack,
-    rest: Int[np.ndarray, "m 2"],
-    certain: Int[np.ndarray, " L"],
-    x: Float[Array, "N d"],
-    pred: Float[Array, "N o"],
-    belief: Float[np.ndarray, "L L"] | None = None,
-) -> Int[np.ndarray, "m 2"]:
-    """The remaining input halves with partners: the certain ones, and for the others those of the largest total support,
-    `belief` included."""
-    partner = certain[rest[:, 0]]
-    open_ = partner < 0
-    if open_.any():
-        of = fit(stack, filled(rest, stack.depth), x, pred)
-        free = np.setdiff1d(rest[:, 1], partner[~open_])
-        score = mesh.fetch(support(stack, of))[: len(rest)][np.ix_(open_, free)].astype(np.float64)
-        least = np.min(score, where=np.isfinite(score), initial=0.0)
-        score = np.where(np.isfinite(score), score, 2 * least - 1)
-        if belief is not None:
-            score = score / SURER + belief[np.ix_(rest[open_, 0], free)]
-        partner[open_] = free[scipy.optimize.linear_sum_assignment(score, maximize=True)[1]]
-    return np.stack([rest[:, 0], partner], axis=1).astype(np.int32)
+def _most_promising(
+    rise: Float[np.ndarray, "M p"], last: Int[np.ndarray, "n 2"], left: Int[np.ndarray, "M 2"], depth: int
+) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
+    """Rows of `left` and places among the last blocks: half of them those that promise most, half before the last place."""
+    rise = np.where(np.isfinite(rise), rise, -np.finfo(np.float32).max)
+    rise[left[:, 0] == depth] = -np.inf
+    rise[:, : np.sum(last[:, 0] == depth)] = -np.inf  # before the first block there is one place
+    found: list[tuple[int, int]] = []
+    for count, end in ((LOOKED_AT // 2, None), (LOOKED_AT, -1)):
+        best = np.max(rise[:, :end], axis=1, initial=-np.inf)
+        ranked = [(row, int(rise[row, :end].argmax())) for row in np.argsort(-best, kind="stable") if best[row] > -np.inf]
+        found += [of for of in ranked if of not in found][: count - len(found)]
+    return tuple(np.resize(np.array(found), (LOOKED_AT, 2)).T)
 
 
-_reached = jax.jit(lambda stack, arrangement, count, x: advance(stack, arrangement, 0, count, x))
+def _rises(after: Float[np.ndarray, " K"], before: Float[np.ndarray, ""]) -> Float[np.ndarray, " K"]:
+    """By how much the evidence rises; −∞ where the outputs overflow."""
+    finite = np.isfinite(after) & np.isfinite(before)
+    return np.subtract(after, before, where=finite, out=np.full(len(after), -np.inf))
 
 
-def filled(rest: Int[np.ndarray, "m 2"], depth: int) -> Int[np.ndarray, "M 2"]:
-    """The remaining blocks and rows of −1, one at least, up to the next of `SIZES` sizes."""
-    size = -(-(depth + 1) // SIZES)
-    return np.pad(rest, ((0, size - len(rest) % size), (0, 0)), constant_values=-1)
+def _first_likely(rises: Float[np.ndarray, " K"], places: Int[np.ndarray, " K"], likely: float) -> int:
+    """The earliest of the places at which a block makes the outputs likelier beyond chance, else the likeliest.
+
+    A block of small effect would be passed over for ever if the largest rise decided.
+    """
+    beyond = np.where(rises > likely, places, len(rises) + np.max(places))
+    return int(np.lexsort((-rises, beyond if (rises > likely).any() else 0 * places))[0])
+
+
+def _parted(
+    done: Int[np.ndarray, "n 2"], size: int, none: Int[np.ndarray, "2"]
+) -> tuple[Int[np.ndarray, "m 2"], Int[np.ndarray, "w 2"]]:
+    """The blocks before the last `size` ones, and these; no blocks come first where there are fewer."""
+    count = max(len(done) - size, 0)
+    return done[:count], _filled_up(done[count:][::-1], size, none)[::-1]
+
+
+def _real(blocks: Int[np.ndarray, "M 2"], depth: int) -> Int[np.ndarray, "m 2"]:
+    return blocks[blocks[:, 0] < depth].astype(np.int32)
+
+
+def _filled_up(blocks: Int[np.ndarray, "m 2"], size: int, none: Int[np.ndarray, "2"]) -> Int[np.ndarray, "M 2"]:
+    return np.concatenate([blocks, np.tile(none, (size - len(blocks), 1))])
+
+
+_with_none = jax.jit(with_none)
+_reached = jax.jit(lambda stack, blocks, x: advance(stack, blocks, 0, len(blocks), x))
+_passed = jax.jit(lambda stack, halves, x: x + residual(stack, halves, x))
+
+
+def filled(count: int, depth: int) -> int:
+    """The number of blocks that regressions on so many are compiled for: the next of `SIZES` sizes."""
+    size = -(-depth // SIZES)
+    return -(-count // size) * size
 
 
 def directions(
     stack: Stack, left: Int[np.ndarray, "M 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"]
-) -> Float[np.ndarray, "d k"]:
+) -> Float[np.ndarray, "d q"]:
     """Directions along which the remaining blocks' residuals move the outputs most: the principal ones of their slopes."""
     few = -(-len(x) // 2)
     slopes = np.array(mesh.fetch(_slopes(stack, left, x[:few], pred[:few])))
@@ -314,7 +211,17 @@ def _slopes(
     stack: Stack, left: Int[Array, "M 2"], x: Float[Array, "N d"], pred: Float[Array, "N o"]
 ) -> Float[Array, "1+M d o"]:
     """The outputs' slopes by the states, less the last layer, and by each remaining block's residual."""
-    seen = design(stack, left, x, pred, residual_features(stack, left, x, jnp.eye(x.shape[1])))
-    of, _ = likeliest(seen, len(x) * jnp.asarray(RIDGES))
-    slopes = of.coefficients.reshape(1 + len(left), x.shape[1], -1)
+    whole = jnp.swapaxes(stack.w_out[left[:, 1]], 1, 2)
+    seen = look(stack, Outlook(left[:, 0], whole, pred, jnp.zeros(())), x)
+    slopes = likeliest(seen, len(x) * jnp.asarray(RIDGES)).coefficients.reshape(1 + len(left), x.shape[1], -1)
     return slopes * jnp.repeat(seen.scales, jnp.array([1, len(left)]), total_repeat_length=1 + len(left))[:, None, None]
+
+
+@jax.jit
+def seen_through(stack: Stack, left: Int[Array, "M 2"], basis: Float[Array, "d q"]) -> Float[Array, "M h q"]:
+    """The remaining blocks' residuals along some directions, as their hidden units make them; of narrow blocks the hidden
+    units themselves, whoever their partners are."""
+    width = stack.w_in.shape[1]
+    if width <= basis.shape[1]:
+        return jnp.broadcast_to(jnp.eye(width), (len(left), width, width))
+    return products("mdh,dq->mhq", stack.w_out[left[:, 1]], basis)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dropjax.ordering.peeling import Peeled, peel, rows_to_peel, start_peeling
-from dropjax.runtime import mesh
 from dropjax.search.pair_rungs import Settled
-from dropjax.search.rungs import Climbed, Ground, Rows, RungMaker, climb
+from dropjax.search.problem import Table
+from dropjax.search.rungs import Climbed, Ground, RungMaker, climb
 
 
 class ByPeelingState(NamedTuple):
@@ -53,12 +53,12 @@ class ByPeeling:
         found = climb(Settled(ground, self.ordering), judged, ground.context)
         return peeled, found._replace(evaluations=found.evaluations + judged.evaluations)
 
-    def _rows(self) -> Rows:
+    def _rows(self) -> Table:
         """Rows drawn anew in each attempt: other rows make other mistakes."""
-        x, pred = map(mesh.fetch, self.ground.many)
+        x, pred = self.ground.table
         rows = np.random.default_rng(self.ground.seed).permutation(len(x))
-        rows = np.sort(rows[: rows_to_peel(self.ground.stack, self.ground.context.memory)])
-        return mesh.put_rows((x[rows], pred[rows]))
+        rows = rows[: rows_to_peel(self.ground.stack, self.ground.context.memory)]
+        return Table(x[rows], pred[rows])
 
     def step(self, at: ByPeelingState, found: tuple[Peeled, Climbed]) -> ByPeelingState:
         """See `Rung`."""

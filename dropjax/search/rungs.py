@@ -57,6 +57,7 @@ class Ground:
     few: Rows
     many: Rows
     for_places: Rows
+    table: Table
     score: Float[np.ndarray, "L L"]
     """The pairing's score of input half i with output half j."""
     doubtful: Int[np.ndarray, " L"]
@@ -92,6 +93,7 @@ class Ground:
         return cls(
             stack,
             *(mesh.put_rows((table.x[:rows], table.pred[:rows])) for rows in (FEW_ROWS, SOME_ROWS, many, places)),
+            table=table,
             score=pairing.score,
             doubtful=np.argsort(regrets(pairing.score, pairing.partner), kind="stable"),
             certain=certain,
