@@ -61,6 +61,14 @@ class Peeled(NamedTuple):
         first = self.lift[: min(self.placed, portion(len(self.lift)))]
         return self.placed > 0 and bool(np.max(first) < _by_chance(len(self.lift)))
 
+    @property
+    def is_astray(self) -> bool:
+        """Whether in the first half most of the blocks placed last, two portions of them, made the outputs no likelier than
+        chance does: with the right pairs they do."""
+        last = self.lift[max(self.placed - 2 * portion(len(self.lift)), 0) : self.placed]
+        begun = 2 * portion(len(self.lift)) <= self.placed <= len(self.lift) // 2
+        return begun and bool(np.median(last) < _by_chance(len(self.lift)))
+
 
 def _by_chance(depth: int) -> float:
     """How much likelier, in nats, the best of `depth` wrong blocks makes the outputs with a probability of `CHANCE`."""

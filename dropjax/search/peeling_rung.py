@@ -24,7 +24,8 @@ class ByPeelingState(NamedTuple):
 class ByPeeling:
     """An order peeled off the table from the front (`ordering.peeling`), and what another rung makes of it.
 
-    It owes nothing to any order found before, and ends early where the table knows nothing of the first blocks.
+    It owes nothing to any order found before, and ends early where the table knows nothing of the first blocks, or, with the
+    pairs at hand, soon nothing more: they are not the right ones.
     """
 
     ground: Ground
@@ -35,7 +36,9 @@ class ByPeeling:
     def start(self, best: Climbed) -> ByPeelingState:
         """See `Rung`."""
         best = best.afresh()
-        return ByPeelingState(best, (start_peeling(best.arrangement), best), ended=not self.ground.unfinished(best))
+        looked_for = not self.pairs_open or bool((self.ground.certain < 0).any())
+        ended = not (looked_for and self.ground.unfinished(best))
+        return ByPeelingState(best, (start_peeling(best.arrangement), best), ended)
 
     def ended(self, at: ByPeelingState) -> bool:
         """See `Rung`."""
@@ -64,7 +67,8 @@ class ByPeeling:
         """See `Rung`."""
         (before, _), (peeled, settled) = at.last, found
         ordered = peeled.placed == before.placed
-        return ByPeelingState(at.best.or_better(settled) if ordered else at.best, found, ordered or peeled.knows_nothing)
+        hopeless = peeled.knows_nothing or (peeled.is_astray and not self.pairs_open)
+        return ByPeelingState(at.best.or_better(settled) if ordered else at.best, found, ordered or hopeless)
 
     def best(self, at: ByPeelingState) -> Climbed:
         """See `Rung`."""
