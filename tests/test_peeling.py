@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import reference
 import scipy
-from peelable import H, L, planted
+from peelable import D, H, L, planted
 
 from dropjax.core.solution import Pairing
 from dropjax.ordering import peeling
-from dropjax.ordering.peeling import peel, start_peeling
+from dropjax.ordering.peeling import Peeled, peel, seen_through, start_peeling
 from dropjax.pairing.certainty import log_odds
 from dropjax.runtime import mesh
 from dropjax.search.order_rungs import ByFlips
@@ -49,6 +49,23 @@ def test_outputs_that_overflow_end_in_an_arrangement():
     stack, truth, x, pred = planted(0)
     found = peeled(stack, truth, np.full(L, -1), 1e20 * x, pred)
     assert sorted(found.arrangement[:, 0]) == sorted(found.arrangement[:, 1]) == list(range(L))
+
+
+def test_blocks_are_seen_through_their_partners_and_narrow_ones_whole():
+    stack, truth, *_ = planted(0)
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(D, 3)))[0].astype(np.float32)
+    found = mesh.fetch(seen_through(stack, truth, basis))
+    np.testing.assert_allclose(found, [np.asarray(stack.w_out[j]).T @ basis for j in truth[:, 1]], atol=1e-5)
+    whole = mesh.fetch(seen_through(stack, truth, np.ones((D, H), np.float32)))
+    np.testing.assert_array_equal(whole, np.tile(np.eye(H), (L, 1, 1)))
+
+
+def test_peeling_is_astray_where_most_blocks_help_no_more_than_chance():
+    none = np.zeros(32)
+    assert not Peeled(np.zeros((32, 2), np.int32), 4, none).is_astray, "too early to say"
+    assert Peeled(np.zeros((32, 2), np.int32), 8, none).is_astray
+    assert not Peeled(np.zeros((32, 2), np.int32), 20, none).is_astray, "behind the first half it is too late"
+    assert not Peeled(np.zeros((32, 2), np.int32), 8, none + 50).is_astray
 
 
 def test_a_table_of_one_row_knows_nothing():
