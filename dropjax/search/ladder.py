@@ -1,8 +1,8 @@
 """Recovering a stack whose seed orders say little and whose pairs are in doubt.
 
 Rung by rung, each from the best so far: orders by least squares, or of a deep stack by places, from the best seed orders; an
-order peeled off the table from the front, with the pairs at hand and with others, which begins from nothing; more orders
-from other seeds and from random ones; pairings by least squares, each judged by the order that it leads to; annealing, where
+order peeled off the table from the front, with the pairs at hand and with others, which begins from nothing; pairings by
+least squares, each judged by the order that it leads to; more orders from other seeds and from random ones; annealing, where
 none of these goes on; every move scored exactly, the best one made, and so on until none helps. Of few blocks, every
 arrangement is tried.
 """
@@ -107,14 +107,14 @@ def rungs(ground: Ground, starts: list[Int[np.ndarray, "L 2"]]) -> Sequence[Name
     peeling, with_pairs = (Named("peeling", ByPeeling(ground, ByFlips, pairs_open)) for pairs_open in (False, True))
     if deep:
         some, others = (Named("places", FromEach(ground, of, ByPlaces)) for of in _parted(starts, BEFORE_PEELING // 2))
-        return some, peeling, with_pairs, others._replace(tells=True), pairs
+        return some, peeling, with_pairs, pairs, others._replace(tells=True), pairs
     annealing, scan = Named("annealing", Warmed(ground, ByFlips)), Named("exact scan", Scanned(ground))
     if exhaustible(ground.stack.depth):
         from_all = Named("least squares", FromEach(ground, starts, ByFlips), tells=True)
         return from_all, pairs, annealing, pairs, scan, Named("every arrangement", Exhausted(ground))
     some, others = (Named("least squares", FromEach(ground, of, ByFlips)) for of in _parted(starts, BEFORE_PEELING))
     by_places = Named("places", FromEach(ground, starts[:SEEDS_PLACED], ByPlaces))
-    return some, peeling, with_pairs, others._replace(tells=True), by_places, pairs, annealing, pairs, scan
+    return some, peeling, with_pairs, pairs, others._replace(tells=True), by_places, annealing, pairs, scan
 
 
 def _parted(starts: list[Int[np.ndarray, "L 2"]], first: int) -> tuple[list[Int[np.ndarray, "L 2"]], ...]:

@@ -132,7 +132,8 @@ class Paired:
         return self._from(best.afresh(), best.afresh(), frozenset([best.arrangement.tobytes()]))
 
     def _from(self, best: Climbed, last: Climbed, tried: frozenset[bytes]) -> PairedState:
-        proposed = other_pairings(self.ground, best.arrangement) if self.ground.unfinished(best) else []
+        rough = best.mse > ROUGH * self.ground.variance
+        proposed = [] if rough or not self.ground.unfinished(best) else other_pairings(self.ground, best.arrangement)
         new = [pairing for pairing in proposed if pairing.tobytes() not in tried]
         return PairedState(best, last, new[:PAIRINGS_JUDGED], tried)
 
