@@ -98,7 +98,7 @@ def ground_of(seed, depth=8, other=False):
 def test_the_rung_finds_pairs_and_order_that_no_weight_shows(seed):
     ground, truth, start = ground_of(seed)
     assert (ground.certain == -1).all()
-    found = climb(ByPeeling(ground, ByFlips, pairs_open=True), ground.judged(start), ground.context)
+    found = climb(ByPeeling(ground, (ByFlips,), pairs_open=True), ground.judged(start), ground.context)
     np.testing.assert_array_equal(found.arrangement, truth)
     assert found.mse <= ground.exact
 
@@ -106,11 +106,11 @@ def test_the_rung_finds_pairs_and_order_that_no_weight_shows(seed):
 def test_the_rung_ends_where_the_table_knows_nothing_and_where_nothing_is_left_to_find():
     ground, _, start = ground_of(0, other=True)
     best = ground.judged(start)
-    found = climb(ByPeeling(ground, ByFlips, pairs_open=True), best, ground.context)
+    found = climb(ByPeeling(ground, (ByFlips,), pairs_open=True), best, ground.context)
     np.testing.assert_array_equal(found.arrangement, start)
     assert found.evaluations == 0
     ground, truth, _ = ground_of(0)
-    rung = ByPeeling(ground, ByFlips, pairs_open=True)
+    rung = ByPeeling(ground, (ByFlips,), pairs_open=True)
     assert rung.ended(rung.start(ground.judged(truth)))
 
 

@@ -104,7 +104,8 @@ def rungs(ground: Ground, starts: list[Int[np.ndarray, "L 2"]]) -> Sequence[Name
     deep = is_deep(ground.stack.depth)
     ordering = ByPlaces if deep else ByFlips
     pairs = Named("pairs by least squares", Paired(ground, ordering))
-    peeling, with_pairs = (Named("peeling", ByPeeling(ground, ByFlips, pairs_open)) for pairs_open in (False, True))
+    both = ByFlips, ByPlaces
+    peeling, with_pairs = (Named("peeling", ByPeeling(ground, both, pairs_open)) for pairs_open in (False, True))
     if deep:
         some, others = (Named("places", FromEach(ground, of, ByPlaces)) for of in _parted(starts, BEFORE_PEELING // 2))
         return some, peeling, with_pairs, pairs, others._replace(tells=True), pairs

@@ -22,14 +22,15 @@ class ByPeelingState(NamedTuple):
 
 @dataclass(frozen=True)
 class ByPeeling:
-    """An order peeled off the table from the front (`ordering.peeling`), and what another rung makes of it.
+    """An order peeled off the table from the front (`ordering.peeling`), and what other rungs make of it.
 
     It owes nothing to any order found before, and ends early where the table knows nothing of the first blocks, or, with the
     pairs at hand, soon nothing more: they are not the right ones.
     """
 
     ground: Ground
-    ordering: RungMaker
+    orderings: tuple[RungMaker, ...]
+    """What orders the peeled stack further, one after the other."""
     pairs_open: bool
     """Whether partners that the weights leave in doubt are looked for as well; else the best arrangement's are kept."""
 
@@ -52,9 +53,10 @@ class ByPeeling:
             pairs = peeled.arrangement[np.argsort(peeled.arrangement[:, 0])]
             certain = ground.certain if self.pairs_open else pairs[:, 1]
             return peel(ground.stack, peeled, certain, *self._rows(), ground.belief), none
-        judged = ground.judged(peeled.arrangement)
-        found = climb(Settled(ground, self.ordering), judged, ground.context)
-        return peeled, found._replace(evaluations=found.evaluations + judged.evaluations)
+        found = ground.judged(peeled.arrangement)
+        for ordering in self.orderings:
+            found = found.or_better(climb(Settled(ground, ordering), found, ground.context))
+        return peeled, found
 
     def _rows(self) -> Table:
         """Rows drawn anew in each attempt: other rows make other mistakes."""
