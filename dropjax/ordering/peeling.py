@@ -23,8 +23,9 @@ from dropjax.ordering.prefixes import likelihoods, straighten_prefix
 from dropjax.ordering.regressions import RIDGES, Outlook, likeliest, look, products, with_none
 from dropjax.runtime import mesh
 
-ROWS, MOST_ROWS = 4000, 10_000
-"""Rows that peeling looks at; and at most so many that partners are matched on, where few blocks remain."""
+ROWS, MOST_ROWS, FEATURES = 4000, 10_000, 5000
+"""Rows that peeling looks at; at most so many that partners are matched on; and hidden units of all blocks that remain, with
+fewer than which these rows are more."""
 COLUMNS, DIRECTIONS = 800, 8
 """Columns of a regression: the remaining blocks' residuals along as many directions as make so many, but at least 8."""
 AHEAD = np.geomspace(1e-6, 0.1, 12, dtype=np.float32)
@@ -107,7 +108,8 @@ def peel(
     longer, none = _with_none(stack), np.full(2, depth, np.int32)
     done, rest = np.split(at.arrangement, [at.placed])
     remaining = filled(len(rest), depth)
-    many = int(ROWS * (depth / remaining) ** 2)  # a regression on so many costs no more than the first one
+    features = remaining * stack.w_in.shape[1]
+    many = int(ROWS * max(1, FEATURES / features) ** 2)  # on so many rows, fewer features cost no more
     x_many, pred_many = mesh.put_rows((x[:many], pred[:many]))
     there = _reached(longer, _filled_up(done, depth, none), x_many)
     rest = matched(longer, rest, certain, there, pred_many, belief, remaining)

@@ -55,11 +55,16 @@ def wrong_spread(score: Float[np.ndarray, "L L"], partner: Int[np.ndarray, " L"]
 
 def log_odds(pairing: Pairing) -> Float[np.ndarray, "L L"]:
     """What the scores say of each pair, in nats, up to a constant for each half: the slope of log-likelihood ratios between
-    Gaussians of one spread, right pairs' mean being what the chosen ones have above the largest of L wrong ones, or 0."""
+    Gaussians of one spread, right pairs' mean being what the chosen ones have above the largest of L wrong ones, or 0.
+
+    To choose one of L takes ln L nats: where most chosen pairs have less, they are the best by chance, and nothing is known.
+    """
     partner, count = pairing.partner, len(pairing.partner)
     spread, _ = wrong_spread(pairing.score, partner)
     table = without_effects(pairing.score, partner)[0] / max(spread, 1e-30)
     mean = max(0.0, float(np.mean(np.diag(table))) - (2 * np.log(count)) ** 0.5)
+    if mean * np.median(np.diag(table)) < np.log(count):
+        mean = 0.0
     found = np.empty_like(table)
     found[:, partner] = mean * table
     return found
