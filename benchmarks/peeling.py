@@ -91,10 +91,10 @@ def _rank_by_look(stack: Stack, found: Int[np.ndarray, "m 2"], x: Float[Array, "
 def whole(stack: Stack, truth: Int[np.ndarray, "L 2"], x: Array, pred: Array, known: bool) -> dict[str, Any]:
     """What a whole peeling finds: right pairs and Kendall's τ of the input halves' order."""
     certain = truth[np.argsort(truth[:, 0]), 1] if known else np.full(stack.depth, -1)
-    start = time.perf_counter()
+    start, table = time.perf_counter(), (np.asarray(x), np.asarray(pred))
     at = peeling.start_peeling(np.tile(np.arange(stack.depth)[:, None], 2))
     while at.placed < stack.depth:
-        at = peeling.peel(stack, at, certain, x, pred)
+        at = peeling.peel(stack, at, certain, *table)
     place = np.argsort(truth[:, 0])[at.arrangement[:, 0]]
     return {
         "pairs_known": known,

@@ -106,22 +106,23 @@ def peel(
     """
     depth, size = stack.depth, portion(stack.depth)
     longer, none = _with_none(stack), np.full(2, depth, np.int32)
+
+    def reached(blocks: Int[np.ndarray, "n 2"], x: Float[Array, "N d"]) -> Float[Array, "N d"]:
+        return _reached(longer, _filled_up(blocks, depth, none), x)
+
     done, rest = np.split(at.arrangement, [at.placed])
     remaining = filled(len(rest), depth)
     features = remaining * stack.w_in.shape[1]
     many = int(ROWS * max(1, FEATURES / features) ** 2)  # on so many rows, fewer features cost no more
     x_many, pred_many = mesh.put_rows((x[:many], pred[:many]))
-    there = _reached(longer, _filled_up(done, depth, none), x_many)
-    rest = matched(longer, rest, certain, there, pred_many, belief, remaining)
+    x_few, pred_few = mesh.put_rows((x[:ROWS], pred[:ROWS]))
+    rest = matched(longer, rest, certain, reached(done, x_many), pred_many, belief, remaining)
     left = _filled_up(rest, remaining, none)
-    x, pred = mesh.put_rows((x[:ROWS], pred[:ROWS]))
-    here = _reached(longer, _filled_up(done, depth, none), x)
-    outlook = Outlook(
-        left[:, 0], mesh.fetch(seen_through(longer, left, directions(longer, left, here, pred))), pred, AHEAD[0]
-    )
+    basis = directions(longer, left, reached(done, x_few), pred_few)
+    outlook = Outlook(left[:, 0], mesh.fetch(seen_through(longer, left, basis)), pred_few, AHEAD[0])
     lift, doubted = at.lift.copy(), (certain[rest[:, 0]] < 0).any()
     settled, last = _parted(done, PLACES - 1, none)
-    start = _reached(longer, _filled_up(settled, depth, none), x)
+    start = reached(settled, x_few)
     for k in range(at.placed, min(at.placed + size, depth)):
         promised = jax.tree.map(mesh.fetch, insertions(longer, last, left, start, outlook, AHEAD))
         outlook = outlook._replace(ridge=promised.ridge)
@@ -141,7 +142,7 @@ def peel(
         outlook = outlook._replace(left=left[:, 0])
     done = _real(np.concatenate([settled, last]), depth)
     settled, window = _parted(done, WINDOW * size, none)
-    straight = straighten_prefix(longer, window, _reached(longer, _filled_up(settled, depth, none), x), outlook)
+    straight = straighten_prefix(longer, window, reached(settled, x_few), outlook)
     # Where the order was not straight, what comes last now may have come too early: it is given back.
     given_back = size // GIVEN_BACK if len(done) < depth and (straight != window).any() else 0
     arrangement = _real(np.concatenate([settled, straight, left]), depth)
@@ -160,7 +161,8 @@ def _most_promising(
         best = np.max(rise[:, :end], axis=1, initial=-np.inf)
         ranked = [(row, int(rise[row, :end].argmax())) for row in np.argsort(-best, kind="stable") if best[row] > -np.inf]
         found += [of for of in ranked if of not in found][: count - len(found)]
-    return tuple(np.resize(np.array(found), (LOOKED_AT, 2)).T)
+    rows, places = np.resize(np.array(found), (LOOKED_AT, 2)).T
+    return rows, places
 
 
 def _rises(after: Float[np.ndarray, " K"], before: Float[np.ndarray, ""]) -> Float[np.ndarray, " K"]:

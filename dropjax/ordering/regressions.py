@@ -54,12 +54,12 @@ class Ridge(NamedTuple):
 class Outlook(NamedTuple):
     """What the outputs are regressed on at some position, beside the states: what the remaining blocks would add there."""
 
-    left: Int[Array, " m"]
+    left: Int[Array | np.ndarray, " m"]
     """The remaining blocks' input halves, in any order."""
-    through: Float[Array, "m h q"]
+    through: Float[Array | np.ndarray, "m h q"]
     """What is seen of each one's hidden activations."""
     pred: Float[Array, "N o"]
-    ridge: Float[Array, ""]
+    ridge: Float[Array | np.ndarray | np.float32, ""]
     """Per row."""
 
 
@@ -155,7 +155,7 @@ def _products_of(columns: Float[Array, "N n"]) -> Float[Array, "n n"]:
 def regression(stack: Stack, outlook: Outlook, x: Float[Array, "N d"]) -> tuple[Design, Ridge]:
     """The regression at the states x, with the outlook's ridge."""
     seen = look(stack, outlook, x)
-    return seen, ridge_regression(seen, gram_of(seen.columns), len(x) * outlook.ridge)
+    return seen, ridge_regression(seen, gram_of(seen.columns), len(x) * jnp.asarray(outlook.ridge))
 
 
 def evidence(stack: Stack, outlook: Outlook, x: Float[Array, "N d"]) -> Float[Array, ""]:
