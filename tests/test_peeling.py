@@ -68,6 +68,7 @@ def test_peeling_is_astray_where_most_blocks_help_no_more_than_chance():
     assert not Peeled(np.zeros((32, 2), np.int32), 8, none + 50).is_astray
 
 
+@pytest.mark.slow
 def test_a_table_of_one_row_knows_nothing():
     stack, truth, x, pred = planted(0)
     assert peel(stack, start_peeling(truth), np.full(L, -1), x[:1], pred[:1]).knows_nothing
