@@ -26,7 +26,7 @@ from dropjax.ordering import peeling
 from dropjax.ordering.insertions import insertions
 from dropjax.ordering.partners import matched
 from dropjax.ordering.prefixes import likelihoods
-from dropjax.ordering.regressions import Outlook
+from dropjax.ordering.regressions import Outlook, with_none
 from dropjax.runtime import device
 
 DEPTH, FEATURES, HIDDEN, NARROW, TABLE = 24, 32, 64, 12, 10_000
@@ -78,14 +78,11 @@ def along(stack: Stack, truth: Int[np.ndarray, "L 2"], x: Array, pred: Array, ev
 
 
 def _rank_by_look(stack: Stack, found: Int[np.ndarray, "m 2"], x: Float[Array, "N d"], outlook: Outlook) -> int:
-    """The first block's rank, from 0, by the outputs' evidence behind it; a few blocks are looked at together."""
-    evidence = []
-    for row in range(len(found)):
-        # The block itself no longer remains: what is seen of it is nothing.
-        through = outlook.through * (np.arange(len(found)) != row)[:, None, None]
-        behind = outlook._replace(through=through)
-        evidence += [float(of) for of in likelihoods(stack, found[row][None, None], x, found[None, :, 0], behind)]
-    return sum(of > evidence[0] for of in evidence)
+    """The first block's rank, from 0, by the outputs' evidence behind it."""
+    left = np.tile(found[:, 0], (len(found), 1))
+    np.fill_diagonal(left, stack.depth)  # the block itself no longer remains
+    evidence = np.asarray(likelihoods(with_none(stack), found[:, None], x, left, outlook))
+    return int(np.sum(evidence > evidence[0]))
 
 
 def whole(stack: Stack, truth: Int[np.ndarray, "L 2"], x: Array, pred: Array, known: bool) -> dict[str, Any]:
