@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import jax
@@ -6,12 +7,14 @@ import numpy as np
 import pytest
 import reference
 from hypothesis import given, settings
+from threadpoolctl import threadpool_info
 
 from dropjax.core.protocols import Context, StopReason
 from dropjax.moves.first_order import adjacent_changes, flips, flips_and_swaps, linearise
 from dropjax.ordering.flip_regression import Normal, by_places, flippable, normal_equations, orders, ridge_solutions
 from dropjax.ordering.straightening import REACH, likeliest_order, near_equations, straighten
 from dropjax.pairing.least_squares import contributions_and_errors, proposals, soft_pairing
+from dropjax.runtime.device import on_one_thread
 
 
 @settings(max_examples=6, deadline=None)
@@ -202,6 +205,23 @@ def test_straightening_calls_no_lapack():
     # On a CPU, two programs at the same time that do wait for one another's threads, forever.
     stack, start, _, x, pred = near_truth(2)
     assert "lapack" not in jax.jit(near_equations).lower(stack, start, x, pred).as_text()
+
+
+def test_small_systems_are_solved_on_one_thread_and_others_on_as_many_as_before():
+    threads = lambda: [of["num_threads"] for of in threadpool_info() if of["user_api"] == "blas"]  # noqa: E731
+    before = threads()
+    assert before
+    with ThreadPoolExecutor(4) as pool:
+        with on_one_thread():
+            waiting = [pool.submit(_threads_alone, threads) for _ in range(4)]
+            assert set(threads()) == {1}
+        assert [set(of.result()) for of in waiting] == [{1}] * 4
+    assert threads() == before
+
+
+def _threads_alone(threads):
+    with on_one_thread():
+        return threads()
 
 
 def test_what_stands_rightly_is_left_alone_and_one_block_as_well():

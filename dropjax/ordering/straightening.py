@@ -13,6 +13,7 @@ from dropjax.core.stack import Stack
 from dropjax.ordering.flip_regression import Normal, by_places, normal_equations, to_first_order
 from dropjax.ordering.parts import in_parts
 from dropjax.runtime import mesh
+from dropjax.runtime.device import on_one_thread
 from dropjax.runtime.programs import OF_FEW_ROWS, program
 
 REACH = 4
@@ -112,7 +113,8 @@ def likeliest_order(normal: Normal, depth: int) -> Int[np.ndarray, " L"]:
     mse, gram, towards = normal
     scale = np.trace(gram) / len(gram)
     ridges = np.maximum([*(scale * np.array(NEAR_RIDGES)), *(mse * np.array(ERROR_RIDGES))], NO_LESS * scale)
-    values, vectors = np.linalg.eigh(gram)
+    with on_one_thread():
+        values, vectors = np.linalg.eigh(gram)
     shares = (towards @ vectors / (np.maximum(values, 0) + np.maximum(ridges, 1e-300)[:, None])) @ vectors.T
     asked = np.concatenate([shares, *((shares > certain).astype(float) for certain in CERTAIN)])
     orders = by_places(asked, depth, REACH)

@@ -2,15 +2,18 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeVar
 
 import jax
+from threadpoolctl import ThreadpoolController
 
 from dropjax.core.errors import InputError
 from dropjax.runtime import mesh, settings
@@ -127,3 +130,20 @@ def side_by_side(call: Callable[[A], B], items: Iterable[A]) -> list[B]:
     with ThreadPoolExecutor(workers()) as pool:
         under_way = [pool.submit(copy_context().run, computed, item) for item in items]
         return [future.result() for future in under_way]
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Within this context NumPy's and SciPy's linear algebra stays on one thread: others would go on spinning for a tenth
+    of a second, and keep XLA's from working. It is for systems that are too small to gain by threads."""
+    with _BLAS, _blas().limit(limits=1, user_api="blas"):
+        yield
+
+
+_BLAS = threading.Lock()
+"""The number of threads is the process's: whoever changes it has to be alone."""
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
