@@ -53,6 +53,14 @@ def wrong_spread(score: Float[np.ndarray, "L L"], partner: Int[np.ndarray, " L"]
     return float(np.sqrt(np.square(table[~np.eye(len(table), dtype=bool)]).sum() / freedom)), freedom
 
 
+def advantage(pairing: Pairing, least_spread: float = 0.0) -> float:
+    """The chosen pairs' mean score less the others', divided by the others' spread (at least `least_spread`)."""
+    own, count = pairing.own, len(pairing.partner)
+    spread = max(wrong_spread(pairing.score, pairing.partner)[0], least_spread)
+    others = (pairing.score.sum() - own.sum()) / max(1, count * (count - 1))
+    return float((own.mean() - others) / spread) if spread > 0 else 0.0
+
+
 def log_odds(pairing: Pairing) -> Float[np.ndarray, "L L"]:
     """What the scores say of each pair, in nats, up to a constant for each half: the slope of log-likelihood ratios between
     Gaussians of one spread, right pairs' mean being what the chosen ones have above the largest of L wrong ones, or 0.

@@ -17,11 +17,12 @@ from jaxtyping import Array, Float
 
 from dropjax.core.options import MEMORY
 from dropjax.core.solution import Pairing
-from dropjax.pairing.certainty import Judged, certainty, wrong_spread
+from dropjax.pairing.certainty import Judged, advantage, certainty, wrong_spread
 from dropjax.pairing.checks import checked
+from dropjax.pairing.coherence import coherence
 from dropjax.pairing.evidence import SHUFFLES, Arrays, Evidence, Halves, observe, template_scores
 from dropjax.pairing.ratio import diagonal_dominance, match
-from dropjax.pairing.signals import CHOICES, DISCRIMINANT, LEARNED, SIGNALS, TEMPLATE, WRONG_PAIRS, discriminant
+from dropjax.pairing.signals import CHOICES, COHERENCE, DISCRIMINANT, LEARNED, SIGNALS, TEMPLATE, WRONG_PAIRS, discriminant
 from dropjax.runtime.settings import own_settings
 
 SIGNAL_ERROR = 0.001
@@ -63,22 +64,14 @@ class _Candidate(NamedTuple):
     separation: float
 
 
-def _advantage(pairing: Pairing, least_spread: float) -> float:
-    """The chosen pairs' mean score less the others', divided by the others' spread (at least `least_spread`)."""
-    own, count = pairing.own, len(pairing.partner)
-    spread = max(wrong_spread(pairing.score, pairing.partner)[0], least_spread)
-    others = (pairing.score.sum() - own.sum()) / max(1, count * (count - 1))
-    return float((own.mean() - others) / spread) if spread > 0 else 0.0
-
-
 def _candidate(name: str, score: Float[np.ndarray, "L L"], *null: Float[np.ndarray, "L L"], tries: int = 1) -> _Candidate:
     pairing, unrelated = match(name, score), [match(name, shuffled) for shuffled in null]
     floor = float(np.mean([wrong_spread(other.score, other.partner)[0] for other in unrelated]))
     sure, clear = certainty(pairing, floor, tries)
     # The spread of few wrong pairs can be small by chance: none counts for less than the shuffled halves' mean.
-    chance = np.array([_advantage(other, floor) for other in unrelated])
+    chance = np.array([advantage(other, floor) for other in unrelated])
     deviation = chance.std(ddof=1) * np.sqrt(1 + 1 / len(chance))
-    strength = (_advantage(pairing, floor) - chance.mean()) / deviation if deviation > 0 else 0.0
+    strength = (advantage(pairing, floor) - chance.mean()) / deviation if deviation > 0 else 0.0
     usual = np.mean([certainty(other, floor)[0].mean() for other in unrelated])
     separation = sure.mean() / usual if np.isfinite(sure).all() and 0 < usual < np.inf else 1.0
     return _Candidate(pairing, sure, clear, float(strength), float(separation))
@@ -122,9 +115,14 @@ def portfolio(
     if extra and (set(extra.names) | set(LEARNED)) & set(names):
         scores |= extra.scores(shuffles, seed, memory)
     candidates = {name: _candidate(name, *of_name, tries=tries) for name, of_name in scores.items() if of_name}
-    if not candidates:
+    moved = every[0].movements is not None
+    if not candidates or (names == (COHERENCE,) and not moved):
         raise ValueError(f"signal: expected one that products of d = {halves.shape[2]} allow, got {', '.join(names)}")
     base = max(candidates.values(), key=lambda candidate: candidate.separation)
+    if COHERENCE in names and moved and (names == (COHERENCE,) or (base.sure < base.clear).any()):
+        scores[COHERENCE] = [coherence(*e.moved) for e in every]
+        candidates[COHERENCE] = _candidate(COHERENCE, *scores[COHERENCE], tries=tries)
+        base = max(base, candidates[COHERENCE], key=lambda candidate: candidate.separation)
     matchings = [match(base.pairing.signal, score) for score in scores[base.pairing.signal]]
     if TEMPLATE in names:
         candidates[TEMPLATE] = _candidate(TEMPLATE, *map(_template, every, matchings), tries=tries)

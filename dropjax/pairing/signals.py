@@ -90,6 +90,18 @@ def symmetry(seen: Evidence) -> Float[np.ndarray, "L L"] | None:
     return None if seen.square is None else _ratio(seen.square, seen.norm**2)
 
 
+def movement(seen: Evidence) -> Float[np.ndarray, "L L"] | None:
+    """−Σ ⟨movement of a_k, b_k⟩ + ⟨a_k, movement of b_k⟩, with every weight's `movements` since it was drawn.
+
+    It is to first order how much likelier the halves are if training moved each against the other (D22 in docs/method.md).
+    Only the order of hidden units does not change it: weights are compared with those of all halves.
+    """
+    if seen.movements is None:
+        return None
+    ours, theirs = (half.reshape(len(half), -1) for half in seen.moved)
+    return -ours @ theirs.T
+
+
 def _correlation(a: Float[np.ndarray, "L h"], b: Float[np.ndarray, "L h"]) -> Float[np.ndarray, "L L"]:
     a, b = (half - half.mean(axis=1, keepdims=True) for half in (a, b))
     return _ratio(a @ b.T, np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)))
@@ -109,6 +121,7 @@ SIGNALS: dict[str, Callable[[Evidence], Float[np.ndarray, "L L"] | None]] = {
         peaks,
         gram,
         symmetry,
+        movement,
     )
 }
 """Scores of every input half with every output half, larger for a likelier pair; None where d is too wide for it."""
@@ -123,7 +136,11 @@ DISCRIMINANT = "discriminant"
 """All signals weighed as another signal's pairs suggest: `discriminant`. It is invariant only where all of them are."""
 
 
-LEARNED = (TEMPLATE, DISCRIMINANT)
+COHERENCE = "coherence"
+"""The signal learned from pairs that agree with one another best: `coherence`. It has the invariances of `movement`."""
+
+
+LEARNED = (TEMPLATE, COHERENCE, DISCRIMINANT)
 
 
 CHOICES = ("auto", *SIGNALS, *LEARNED)
