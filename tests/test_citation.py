@@ -40,8 +40,8 @@ def test_facts_are_those_of_the_citation_file():
 
 
 def test_without_a_solution_all_methods_are_cited():
-    methods = ["kuhn1955hungarian", "bradley1952rank", "hunter2004mm"]
-    methods += ["kirkpatrick1983optimization", "garciafernandez2015posterior"]
+    methods = ["kuhn1955hungarian", "efron2011tweedie", "bradley1952rank", "hunter2004mm"]
+    methods += ["kirkpatrick1983optimization", "garciafernandez2015posterior", "dickey1971weighted"]
     assert list(entries(dropjax.citation())) == ["dropjax", "park2026dropped", *methods]
 
 

@@ -7,7 +7,7 @@ from peelable import D, H, L, planted
 from dropjax.core.solution import Pairing
 from dropjax.ordering import peeling
 from dropjax.ordering.peeling import Peeled, peel, seen_through, start_peeling
-from dropjax.pairing.certainty import log_odds
+from dropjax.pairing.certainty import KNOWN, Judged, log_odds
 from dropjax.runtime import mesh
 from dropjax.search.order_rungs import ByFlips
 from dropjax.search.peeling_rung import ByPeeling
@@ -131,7 +131,12 @@ def test_what_weights_say_of_pairs_counts_by_how_far_the_chosen_ones_stand_out()
     right = np.zeros((30, 30))
     right[np.arange(30), partner] = 1
     found = log_odds(Pairing("drawn", score + 8 * right, partner, True))
-    assert found[right == 1].mean() == pytest.approx((8 - (2 * np.log(30)) ** 0.5) * 8, rel=0.15)
+    assert found[right == 1].mean() == pytest.approx(8 * 8, rel=0.15)
     assert abs(found[right == 0].mean()) < 1
     chosen = scipy.optimize.linear_sum_assignment(score, maximize=True)[1]
     assert (log_odds(Pairing("drawn", score, chosen, True)) == 0).all(), "no signal"
+    weaker = Pairing("drawn", score + 2 * right, partner, True)
+    assert (log_odds(weaker) == 0).all(), "no further out than the largest of the wrong ones"
+    judged = Judged(**vars(weaker), strength=KNOWN + 0.1)
+    assert log_odds(judged)[right == 1].mean() == pytest.approx(2 * 2, rel=0.3), "but further than of shuffled halves"
+    assert (log_odds(replace(judged, strength=KNOWN - 0.1)) == 0).all()

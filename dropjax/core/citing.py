@@ -62,8 +62,36 @@ PLACES = """@article{garciafernandez2015posterior,
   year = {2015},
 }"""
 
-STAGES = {"bradley-terry": (BRADLEY_TERRY, HUNTER), "annealing": (ANNEALING,), "places": (PLACES,)}
+PARTNERS = """@article{dickey1971weighted,
+  title = {The Weighted Likelihood Ratio, Linear Hypotheses on Normal Location Parameters},
+  author = {Dickey, James M.},
+  journal = {The Annals of Mathematical Statistics},
+  volume = {42},
+  number = {1},
+  pages = {204--223},
+  year = {1971},
+}"""
+
+MOVEMENTS = """@article{efron2011tweedie,
+  title = {{Tweedie's} Formula and Selection Bias},
+  author = {Efron, Bradley},
+  journal = {Journal of the American Statistical Association},
+  volume = {106},
+  number = {496},
+  pages = {1602--1614},
+  year = {2011},
+}"""
+
+STAGES = {
+    "bradley-terry": (BRADLEY_TERRY, HUNTER),
+    "annealing": (ANNEALING,),
+    "places": (PLACES,),
+    "peeling": (PARTNERS,),
+}
 """The methods behind a stage's name."""
+
+BY_MOVEMENTS = ("movement", "coherence", "discriminant")
+"""Pairing's signals that rest on what training moved."""
 
 
 def citation(solution: Solution | None = None) -> str:
@@ -78,4 +106,5 @@ def citation(solution: Solution | None = None) -> str:
     used = set(STAGES) if solution is None else {stage.name.partition(",")[0] for stage in solution.stages}
     assigned = solution is None or not solution.pairing.greedy_equals_hungarian
     methods = [entry for name, entries in STAGES.items() if name in used for entry in entries]
-    return "\n\n".join([software, PAPER, *([KUHN] if assigned else []), *methods]) + "\n"
+    moved = solution is None or solution.pairing.signal in BY_MOVEMENTS
+    return "\n\n".join([software, PAPER, *([KUHN] if assigned else []), *([MOVEMENTS] if moved else []), *methods]) + "\n"

@@ -9,6 +9,10 @@ from jaxtyping import Float, Int
 
 from dropjax.core.solution import Pairing
 
+KNOWN = 4.0
+"""Strength of a judged pairing from which its scores are believed beside what the table says: of unrelated halves about one in
+fifty is stronger."""
+
 PAIR_ERROR = 0.01
 """The probability, given the wrong pairs' spread, that some wrong pair of a matching is called clear."""
 
@@ -63,18 +67,18 @@ def advantage(pairing: Pairing, least_spread: float = 0.0) -> float:
 
 def log_odds(pairing: Pairing) -> Float[np.ndarray, "L L"]:
     """What the scores say of each pair, in nats, up to a constant for each half: the slope of log-likelihood ratios between
-    Gaussians of one spread, right pairs' mean being what the chosen ones have above the largest of L wrong ones, or 0.
+    Gaussians of one spread, right pairs' mean being that of the chosen ones.
 
-    To choose one of L takes ln L nats: where most chosen pairs have less, they are the best by chance, and nothing is known.
+    It is 0 where nothing is known: where the chosen pairs stand no further out than those of shuffled halves, or, where no
+    shuffled ones are at hand, than the largest of L wrong scores does by chance.
     """
     partner, count = pairing.partner, len(pairing.partner)
     spread, _ = wrong_spread(pairing.score, partner)
     table = without_effects(pairing.score, partner)[0] / max(spread, 1e-30)
-    mean = max(0.0, float(np.mean(np.diag(table))) - (2 * np.log(count)) ** 0.5)
-    if mean * np.median(np.diag(table)) < np.log(count):
-        mean = 0.0
+    mean = float(np.mean(np.diag(table)))
+    known = pairing.strength > KNOWN if isinstance(pairing, Judged) else mean > (2 * np.log(count)) ** 0.5
     found = np.empty_like(table)
-    found[:, partner] = mean * table
+    found[:, partner] = mean * table if known else 0.0
     return found
 
 
