@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from dropjax.core.solution import Pairing
 
 KNOWN = 4.0
-"""Strength of a judged pairing from which its scores are believed beside what the table says: of unrelated halves about one in
+"""Strength of a judged pairing from which its scores are believed beside what the table says: of unrelated halves one in
 fifty is stronger."""
 
 PAIR_ERROR = 0.01
