@@ -142,3 +142,17 @@ def test_what_weights_say_of_pairs_counts_by_how_far_the_chosen_ones_stand_out()
     judged = Judged(**vars(weaker), strength=KNOWN + 0.1)
     assert log_odds(judged)[right == 1].mean() == pytest.approx(2 * 2, rel=0.3), "but further than of shuffled halves"
     assert (log_odds(replace(judged, strength=KNOWN - 0.1)) == 0).all()
+
+
+def test_a_block_that_was_passed_over_comes_back_from_further_than_the_last_places(monkeypatch):
+    stack, truth, x, pred = planted(1, depth=7)
+    certain = truth[np.argsort(truth[:, 0]), 1]
+    passed_over = np.concatenate([np.delete(truth, 1, axis=0), truth[1:2]]).astype(np.int32)
+    at = Peeled(passed_over, 5, np.zeros(7))
+    monkeypatch.setattr(peeling, "PLACES", 2)
+    monkeypatch.setattr(peeling, "straighten_prefix", lambda stack, prefix, start, outlook: prefix)
+    found = peel(stack, at, certain, x, pred)
+    np.testing.assert_array_equal(found.arrangement, truth)
+    assert found.placed == 7
+    monkeypatch.setattr(peeling, "WINDOW", 0)
+    assert (peel(stack, at, certain, x, pred).arrangement != truth).any(), "without looking further back it does not"

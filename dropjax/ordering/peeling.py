@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dropjax.core.options import MEMORY
-from dropjax.core.stack import Stack, advance, residual
+from dropjax.core.stack import Stack, advance
 from dropjax.ordering.insertions import insertions
 from dropjax.ordering.partners import matched
 from dropjax.ordering.prefixes import likelihoods, straighten_prefix
@@ -121,26 +121,21 @@ def peel(
     basis = directions(longer, left, reached(done, x_few), pred_few)
     outlook = Outlook(left[:, 0], mesh.fetch(seen_through(longer, left, basis)), pred_few, AHEAD[0])
     lift, doubted = at.lift.copy(), (certain[rest[:, 0]] < 0).any()
-    settled, last = _parted(done, PLACES - 1, none)
-    start = reached(settled, x_few)
-    for k in range(at.placed, min(at.placed + size, depth)):
-        promised = jax.tree.map(mesh.fetch, insertions(longer, last, left, start, outlook, AHEAD))
-        outlook = outlook._replace(ridge=promised.ridge)
-        rows, places = _most_promising(promised.rise, last, left, depth)
-        tried = np.stack([np.insert(last, place, left[row], axis=0) for row, place in zip(rows, places, strict=True)])
-        behind = np.tile(left[:, 0], (LOOKED_AT, 1))
-        behind[np.arange(LOOKED_AT), rows] = depth
-        rises = _rises(mesh.fetch(likelihoods(longer, tried, start, behind, outlook)), promised.evidence)
-        best = _first_likely(rises, places, _by_chance(depth))
-        rise = rises[best] if np.isfinite(rises[best]) else 0.0
-        if k > at.placed and doubted and rise < _by_chance(depth):
-            break  # no block goes on with the partners at hand: they are matched again from here
-        lift[k] = rise
-        start, last = _passed(longer, tried[best][0], start), tried[best][1:]
-        settled = np.concatenate([settled, tried[best][:1]])
-        left[rows[best]] = none
-        outlook = outlook._replace(left=left[:, 0])
-    done = _real(np.concatenate([settled, last]), depth)
+    k, further, can_be_missing = at.placed, False, True
+    while k < min(at.placed + size, depth):
+        settled, last = _parted(done, WINDOW * size if further else PLACES - 1, none)
+        found = _next(longer, last, left, reached(settled, x_few), outlook, len(left) if further else LOOKED_AT)
+        if found.rise < _by_chance(depth):  # no block goes on with those placed, and with the partners at hand
+            if can_be_missing and not further and k >= PLACES:
+                further = True  # one may be missing further back
+                continue
+            if k > at.placed and doubted:
+                break  # partners are matched again from here
+        lift[k], can_be_missing = found.rise, found.rise > _by_chance(depth)
+        done = _real(np.concatenate([settled, found.blocks]), depth)
+        left[found.row] = none
+        outlook = outlook._replace(left=left[:, 0], ridge=found.ridge)
+        k, further = k + 1, False
     settled, window = _parted(done, WINDOW * size, none)
     straight = straighten_prefix(longer, window, reached(settled, x_few), outlook)
     # Where the order was not straight, what comes last now may have come too early: it is given back.
@@ -149,19 +144,52 @@ def peel(
     return Peeled(arrangement, max(len(done) - given_back, at.placed + 1), lift)
 
 
+class _Next(NamedTuple):
+    """The block that comes next, and the last ones placed with it put in."""
+
+    blocks: Int[np.ndarray, "n 2"]
+    row: int
+    """Its row among those that remain."""
+    rise: float
+    ridge: Float[np.ndarray, ""]
+
+
+def _next(
+    stack: Stack,
+    last: Int[np.ndarray, "n 2"],
+    left: Int[np.ndarray, "M 2"],
+    start: Float[Array, "N d"],
+    outlook: Outlook,
+    looked_at: int,
+) -> _Next:
+    """The block that makes the outputs likelier, behind the last ones placed or before any of them; these begin at `start`,
+    and the stack ends with none. So many blocks are looked at: those that promise most, or all."""
+    none = stack.depth - 1
+    promised = jax.tree.map(mesh.fetch, insertions(stack, last, left, start, outlook, AHEAD))
+    rows, places = _most_promising(promised.rise, last, left, none, looked_at)
+    tried = np.stack([np.insert(last, place, left[row], axis=0) for row, place in zip(rows, places, strict=True)])
+    others = np.tile(left[:, 0], (looked_at, 1))
+    others[np.arange(looked_at), rows] = none
+    outlook = outlook._replace(ridge=promised.ridge)
+    rises = _rises(mesh.fetch(likelihoods(stack, tried, start, others, outlook)), promised.evidence)
+    best = _first_likely(rises, places, _by_chance(none))
+    return _Next(tried[best], int(rows[best]), float(rises[best]) if np.isfinite(rises[best]) else 0.0, promised.ridge)
+
+
 def _most_promising(
-    rise: Float[np.ndarray, "M p"], last: Int[np.ndarray, "n 2"], left: Int[np.ndarray, "M 2"], depth: int
+    rise: Float[np.ndarray, "M p"], last: Int[np.ndarray, "n 2"], left: Int[np.ndarray, "M 2"], depth: int, count: int
 ) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
-    """Rows of `left` and places among the last blocks: half of them those that promise most, half before the last place."""
+    """Rows of `left` and places among the last blocks: half of them those that promise most, half before the last place; of
+    all rows, each one's best place."""
     rise = np.where(np.isfinite(rise), rise, -np.finfo(np.float32).max)
     rise[left[:, 0] == depth] = -np.inf
     rise[:, : np.sum(last[:, 0] == depth)] = -np.inf  # before the first block there is one place
     found: list[tuple[int, int]] = []
-    for count, end in ((LOOKED_AT // 2, None), (LOOKED_AT, -1)):
+    for most, end in ((count // 2, None), (count, -1)) if count < len(left) else ((count, None),):
         best = np.max(rise[:, :end], axis=1, initial=-np.inf)
         ranked = [(row, int(rise[row, :end].argmax())) for row in np.argsort(-best, kind="stable") if best[row] > -np.inf]
-        found += [of for of in ranked if of not in found][: count - len(found)]
-    rows, places = np.resize(np.array(found), (LOOKED_AT, 2)).T
+        found += [of for of in ranked if of not in found][: most - len(found)]
+    rows, places = np.resize(np.array(found), (count, 2)).T
     return rows, places
 
 
@@ -198,7 +226,6 @@ def _filled_up(blocks: Int[np.ndarray, "m 2"], size: int, none: Int[np.ndarray, 
 
 _with_none = jax.jit(with_none)
 _reached = jax.jit(lambda stack, blocks, x: advance(stack, blocks, 0, len(blocks), x))
-_passed = jax.jit(lambda stack, halves, x: x + residual(stack, halves, x))
 
 
 def filled(count: int, depth: int) -> int:
