@@ -145,14 +145,14 @@ def test_what_weights_say_of_pairs_counts_by_how_far_the_chosen_ones_stand_out()
 
 
 def test_a_block_that_was_passed_over_comes_back_from_further_than_the_last_places(monkeypatch):
-    stack, truth, x, pred = planted(1, depth=7)
+    stack, truth, x, pred = planted(4, depth=8, rows=2000)
     certain = truth[np.argsort(truth[:, 0]), 1]
     passed_over = np.concatenate([np.delete(truth, 1, axis=0), truth[1:2]]).astype(np.int32)
-    at = Peeled(passed_over, 5, np.zeros(7))
+    at = Peeled(passed_over, 6, np.zeros(8))
     monkeypatch.setattr(peeling, "PLACES", 2)
     monkeypatch.setattr(peeling, "straighten_prefix", lambda stack, prefix, start, outlook: prefix)
     found = peel(stack, at, certain, x, pred)
     np.testing.assert_array_equal(found.arrangement, truth)
-    assert found.placed == 7
+    assert found.placed == 8
     monkeypatch.setattr(peeling, "WINDOW", 0)
     assert (peel(stack, at, certain, x, pred).arrangement != truth).any(), "without looking further back it does not"
