@@ -2,10 +2,10 @@
 
 What is left of pred is regressed on the states and on what the remaining blocks would add there, along the few directions
 that count. One more block changes what the regression sees: to second order that follows for all blocks, behind the last one
-placed or a few places before (`ordering.insertions`), and an exact look decides among the best. After a portion of blocks
-the last ones are straightened (`ordering.prefixes`), and those that then come last are given back. Partners are matched at
-each portion's states (`ordering.partners`). A step owes nothing to the order of what is still to come, and nothing to what
-the weights say.
+placed or a few places before (`ordering.insertions`), and an exact look decides among the best. Where none of them goes on,
+every block is looked at, and further back. After a portion of blocks the last ones are straightened (`ordering.prefixes`),
+and those that then come last are given back. Partners are matched at each portion's states (`ordering.partners`). A step
+owes nothing to the order of what is still to come, and nothing to what the weights say.
 """
 
 from typing import NamedTuple
@@ -37,7 +37,7 @@ LOOKED_AT = 8
 PORTION, PORTIONS = 4, 8
 """Blocks that are placed before partners are matched again: so many, or one in so many."""
 WINDOW = 3
-"""Portions that are straightened together: the last ones placed."""
+"""Portions that are straightened together, the last ones placed, and in which a block is looked for that was passed over."""
 GIVEN_BACK = 2
 """Part of a portion, as its denominator, that is looked for again after straightening."""
 CHANCE = 1e-3
