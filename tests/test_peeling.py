@@ -144,6 +144,7 @@ def test_what_weights_say_of_pairs_counts_by_how_far_the_chosen_ones_stand_out()
     assert (log_odds(replace(judged, strength=KNOWN - 0.1)) == 0).all()
 
 
+@pytest.mark.slow
 def test_a_block_that_was_passed_over_comes_back_from_further_than_the_last_places(monkeypatch):
     stack, truth, x, pred = planted(4, depth=8, rows=2000)
     certain = truth[np.argsort(truth[:, 0]), 1]
