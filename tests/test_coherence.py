@@ -7,7 +7,7 @@ import scipy
 from dropjax.pairing import evidence
 from dropjax.pairing.coherence import agreement, coherence
 from dropjax.pairing.evidence import Arrays, observe
-from dropjax.pairing.movements import WIDTH, movements
+from dropjax.pairing.movements import WIDTH, movements, root_mean_square
 from dropjax.pairing.portfolio import pair, portfolio
 from dropjax.pairing.signals import COHERENCE, SIGNALS
 
@@ -26,16 +26,17 @@ def trained(rng, by, L=20, d=24, h=48):
     )
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-3])
+@pytest.mark.parametrize("size", [1.0, 1e-30, 1e30])
 def test_movements_of_uniformly_drawn_weights_are_tweedies(size):
     rng = np.random.default_rng(0)
     moved = 0.05
     weights = size * (rng.uniform(-1, 1, (40, 50, 40)) + moved * rng.normal(size=(40, 50, 40)))
     found = movements(weights.astype(np.float32))
-    blurred = np.hypot(moved, WIDTH * np.sqrt(np.mean((weights / size) ** 2)))  # the kernel blurs the density as moving does
+    unit = np.sqrt(np.mean((weights / size) ** 2))
+    blurred = np.hypot(moved, WIDTH * unit)  # the kernel blurs the density as moving does
     density = lambda w: scipy.stats.norm.cdf((w + 1) / blurred) - scipy.stats.norm.cdf((w - 1) / blurred)  # noqa: E731
     slope = lambda w: (scipy.stats.norm.pdf((w + 1) / blurred) - scipy.stats.norm.pdf((w - 1) / blurred)) / blurred  # noqa: E731
-    wanted = -slope(weights / size) / density(weights / size) / size
+    wanted = -unit * slope(weights / size) / density(weights / size)
     near = np.abs(weights / size) < 1.1
     assert np.sqrt(np.mean((found - wanted)[near] ** 2)) < 0.05 * np.sqrt(np.mean(wanted[near] ** 2))
     assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.99
@@ -45,7 +46,7 @@ def test_movements_of_normally_drawn_weights_are_the_weights():
     weights = np.random.default_rng(1).normal(scale=3.0, size=(40, 50, 60)).astype(np.float32)
     found = movements(weights)
     slope, offset = np.polyfit(weights.ravel(), found.ravel(), 1)
-    assert abs(slope * 9 * (1 + WIDTH**2) - 1) < 0.02  # the kernel widens the density
+    assert abs(slope * 3 * (1 + WIDTH**2) - 1) < 0.02  # the kernel widens the density
     assert abs(offset) < 0.01
     assert np.corrcoef(weights.ravel(), found.ravel())[0, 1] > 0.98
 
@@ -59,18 +60,25 @@ def test_movement_is_what_its_definition_says():
     w_in, w_out = trained(np.random.default_rng(2), -0.05 * np.eye(24))
     seen = next(observe(Arrays(w_in, w_out), shuffles=0))
     theirs = np.swapaxes(w_out, 1, 2)
-    wanted = -np.einsum("ihd,jhd->ij", movements(w_in), theirs) - np.einsum("ihd,jhd->ij", w_in, movements(theirs))
-    np.testing.assert_allclose(SIGNALS["movement"](seen), wanted, rtol=1e-3, atol=1e-3)
+    of_ours, of_theirs = movements(w_in) / root_mean_square(w_in), movements(theirs) / root_mean_square(theirs)
+    wanted = -np.einsum("ihd,jhd->ij", of_ours, theirs) - np.einsum("ihd,jhd->ij", w_in, of_theirs)
+    np.testing.assert_allclose(np.asarray(SIGNALS["movement"](seen)), wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_hidden_units_are_shuffled_in_the_output_halves_and_their_movements():
     w_in, w_out = trained(np.random.default_rng(3), -0.05 * np.eye(24))
-    _, shuffled = observe(Arrays(w_in, w_out), shuffles=1)
-    theirs = np.swapaxes(w_out, 1, 2)[:, shuffled.order]
-    np.testing.assert_array_equal(shuffled.moved[0], np.concatenate([w_in, movements(w_in)], axis=1))
-    np.testing.assert_array_equal(
-        shuffled.moved[1], np.concatenate([movements(np.swapaxes(w_out, 1, 2))[:, shuffled.order], theirs], 1)
-    )
+    plain, shuffled = observe(Arrays(w_in, w_out), shuffles=1)
+    order = np.concatenate([shuffled.order, 48 + shuffled.order])
+    np.testing.assert_array_equal(shuffled.moved[0], plain.moved[0])
+    np.testing.assert_array_equal(shuffled.moved[1], plain.moved[1][:, order])
+    np.testing.assert_array_equal(plain.moved[0][:, 48:], movements(w_in))
+
+
+@pytest.mark.parametrize(("of_in", "of_out"), [(1e8, 1e8), (1e8, 1e-8), (0.0, 1.0)])
+def test_halves_of_any_size_have_finite_scores(of_in, of_out):
+    w_in, w_out = trained(np.random.default_rng(3), -0.05 * np.eye(24), L=6)
+    found = portfolio(Arrays(np.float32(of_in) * w_in, np.float32(of_out) * w_out), ("movement", COHERENCE))
+    assert np.isfinite(found.score).all()
 
 
 @pytest.mark.parametrize("partner", [[0, 1, 2, 3, 4], [1, 0, 2, 4, 3]])
@@ -124,7 +132,7 @@ def test_very_few_halves_agree(L):
 def test_of_too_many_weights_movements_are_not_looked_at(monkeypatch):
     monkeypatch.setattr(evidence, "MOVED", 1000)
     w_in, w_out = trained(np.random.default_rng(8), -0.1 * np.eye(24), L=6)
-    assert "movement" not in pair(w_in, w_out, signal="auto").separations
+    assert "movement" not in portfolio(Arrays(w_in, w_out)).separations
     for signal in ("movement", COHERENCE):
         with pytest.raises(ValueError, match="products of d = 24 allow"):
             pair(w_in, w_out, signal=signal)

@@ -48,11 +48,11 @@ def coherence(ours: Float[np.ndarray, "L k d"], theirs: Float[np.ndarray, "L k d
     depth = len(ours)
     if depth < 3:  # no pair has others to agree with
         return np.zeros((depth, depth))
-    ours, theirs = (jnp.asarray(half - half.mean(axis=0)) for half in (ours, theirs))
-    traces = -np.asarray(jnp.einsum("ikp,jkp->ij", ours, theirs, precision=lax.Precision.HIGHEST), np.float64)
+    a, b = (jnp.asarray(half - half.mean(axis=0)) for half in (ours, theirs))
+    traces = -np.asarray(jnp.einsum("ikp,jkp->ij", a, b, precision=lax.Precision.HIGHEST), np.float64)
 
     def agreeing(partner: Int[np.ndarray, " L"]) -> Float[np.ndarray, "L L"]:
-        return np.asarray(agreement(ours, theirs, partner), np.float64)
+        return np.asarray(agreement(a, b, partner), np.float64)
 
     def weighed(partner: Int[np.ndarray, " L"]) -> Float[np.ndarray, "L L"]:
         return discriminant([traces, agreeing(partner)], partner)

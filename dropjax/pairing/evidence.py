@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dropjax.core.options import MEMORY
-from dropjax.pairing.movements import movements
+from dropjax.pairing.movements import movements, root_mean_square
 
 EXACT_WIDTH = 256
 """Largest d for which products W_out·W_in are computed exactly; wider ones are sketched."""
@@ -23,6 +23,9 @@ SKETCH = 128
 
 MOVED = 1 << 23
 """The largest number of weights of one kind whose movements are looked at: what is learned from more takes minutes."""
+
+LARGEST_RATIO = 1e3
+"""The largest ratio, of the two kinds' root mean squares, by which their movements are weighed."""
 
 SHUFFLES = 8
 """The number of shuffled copies that a portfolio is compared with."""
@@ -97,10 +100,14 @@ class Evidence(NamedTuple):
     @property
     def moved(self) -> tuple[Float[np.ndarray, "L k d"], Float[np.ndarray, "L k d"]]:
         """The input halves followed by their movements, and the output halves' movements followed by these halves: products
-        of the two are sums of each half's products with the other's movements."""
+        of the two are sums of each half's products with the other's movements. All are multiples of root mean squares."""
         assert self.movements is not None
         (ours, theirs), (our_moves, their_moves) = map(np.asarray, self.halves), self.movements
-        return np.concatenate([ours, our_moves], axis=1), np.concatenate([their_moves[:, self.order], theirs], axis=1)
+        our_size, their_size = root_mean_square(ours), root_mean_square(theirs)
+        # Density's slope is by the weight itself: where weights are small, a movement tells more.
+        ratio = float(np.clip(our_size / their_size, 1 / LARGEST_RATIO, LARGEST_RATIO))
+        moved = ratio * their_moves[:, self.order], theirs / (ratio * their_size)
+        return np.concatenate([ours / our_size, our_moves], axis=1), np.concatenate(moved, axis=1)
 
     @property
     def halves(self) -> tuple[Float[Array, "L h p"], Float[Array, "L h p"]]:

@@ -8,21 +8,25 @@ BINS, WIDTH = 4096, 0.07
 
 
 def movements(weights: Float[np.ndarray, "L h d"]) -> Float[np.ndarray, "L h d"]:
-    """−(log p)′ at every weight, with p a kernel estimate of all weights' density: up to a factor, how far a weight is
-    expected to have moved since it was drawn. See D22 in docs/method.md.
+    """−(log p)′ at every weight, with p a kernel estimate of the density of all weights as multiples of their root mean
+    square: up to a factor, how far a weight is expected to have moved since it was drawn. See D22 in docs/method.md.
 
     Of uniformly drawn weights those at the edge of the range have moved outwards, and nothing is known of the others; of
     normally drawn ones it is the weight itself. Weights that are all zero have not moved.
     """
-    spread = float(np.sqrt(np.mean(np.square(weights, dtype=np.float64))))
-    if spread == 0:
+    standard = weights / root_mean_square(weights)
+    if not standard.any():
         return np.zeros_like(weights)
-    standard = weights / np.float32(spread)
     top = 1.2 * float(np.max(np.abs(standard)))
     count, edges = np.histogram(standard, BINS, (-top, top))
     step = edges[1] - edges[0]
     reach = np.arange(-(BINS // 2) + 1, BINS // 2) * step / WIDTH
     kernel = np.exp(-(reach**2) / 2)
     density, slope = (np.convolve(count + count[::-1], of, "same") for of in (kernel, -reach * kernel))
-    known = np.where(density > 0, -slope / np.where(density > 0, density, 1), 0) / (WIDTH * spread)
+    known = np.where(density > 0, -slope / np.where(density > 0, density, 1), 0) / WIDTH
     return np.interp(standard, (edges[1:] + edges[:-1]) / 2, known).astype(np.float32)
+
+
+def root_mean_square(weights: Float[np.ndarray, "L h d"]) -> float:
+    """The root mean square of all weights; 1 of weights that are all zero."""
+    return float(np.sqrt(np.mean(np.square(weights, dtype=np.float64)))) or 1.0
