@@ -12,7 +12,7 @@ from dropjax.core.stack import ACTIVATIONS
 
 PAIRINGS = (
     "auto", "ddr", "negative_trace", "positive_trace", "cosines", "squared_cosines", "cubed_cosines", "norms", "norm_ranks",
-    "peaks", "gram", "symmetry", "template", "discriminant",
+    "peaks", "gram", "symmetry", "movement", "template", "coherence", "discriminant",
 )  # fmt: skip
 """The signals of `pairing.signals.CHOICES`, which this package cannot import."""
 
