@@ -5,7 +5,7 @@ import pytest
 import scipy
 
 from dropjax.pairing import evidence
-from dropjax.pairing.coherence import agreement, coherence
+from dropjax.pairing.coherence import agreement, coherence, fits, products
 from dropjax.pairing.evidence import Arrays, observe
 from dropjax.pairing.movements import WIDTH, movements, root_mean_square
 from dropjax.pairing.portfolio import pair, portfolio
@@ -81,16 +81,29 @@ def test_halves_of_any_size_have_finite_scores(of_in, of_out):
     assert np.isfinite(found.score).all()
 
 
-@pytest.mark.parametrize("partner", [[0, 1, 2, 3, 4], [1, 0, 2, 4, 3]])
-def test_agreement_is_with_the_sum_of_the_other_pairs_products(partner):
+def test_agreement_is_with_the_sum_of_the_other_pairs_products():
     rng = np.random.default_rng(4)
     ours, theirs = rng.normal(size=(2, 5, 6, 4)).astype(np.float32)
-    found = np.asarray(agreement(ours, theirs, np.array(partner)))
+    partners = np.array([[0, 1, 2, 3, 4], [1, 0, 2, 4, 3], [4, 0, 1, 2, 3]])
+    found = np.asarray(agreement(products(ours, theirs), partners))
     product = lambda i, j: theirs[j].T.astype(np.float64) @ ours[i]  # noqa: E731
-    for i in range(5):
-        for j in range(5):
-            others = sum(product(k, partner[k]) for k in range(5) if k != i and partner[k] != j)
-            np.testing.assert_allclose(found[i, j], (product(i, j) * others).sum(), rtol=1e-4, atol=1e-4)
+    for partner, of_choice in zip(partners, found, strict=True):
+        for i in range(5):
+            for j in range(5):
+                others = sum(product(k, partner[k]) for k in range(5) if k != i and partner[k] != j)
+                np.testing.assert_allclose(of_choice[i, j], (product(i, j) * others).sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_agreement_is_looked_for_where_all_products_fit_into_memory():
+    needed = 4 * 20**2 * (24**2 + 2 * 20)
+    assert fits(20, 24, needed)
+    assert not fits(20, 24, needed - 1)
+    w_in, w_out = trained(np.random.default_rng(5), 0.03 * np.random.default_rng(5).normal(size=(24, 24)))
+    halves = Arrays(w_in, w_out)
+    assert COHERENCE in portfolio(halves, memory=needed).separations
+    assert COHERENCE not in portfolio(halves, memory=needed - 1).separations
+    with pytest.raises(ValueError, match="expected one that products of d = 24 allow, got coherence"):
+        portfolio(halves, (COHERENCE,), memory=needed - 1)
 
 
 def test_agreement_pairs_what_traces_cosines_and_norms_do_not():

@@ -6,6 +6,8 @@ weight is its `movements`: the draw, which drowns the products of halves that we
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +23,45 @@ from dropjax.pairing.signals import COHERENCE, discriminant
 ROUNDS, STARTS = 12, 6
 """Most rounds in which pairs are chosen by those of the round before, and random pairs from which that begins as well."""
 
+_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+
+class Products(NamedTuple):
+    """The products M_ij = theirs_jᵀ·ours_i, as vectors, and their inner products where they share a half."""
+
+    each: Float[Array, "L L p"]
+    same_input: Float[Array, "L L L"]
+    """⟨M_ij, M_ik⟩ of input half i and output halves j and k."""
+    same_output: Float[Array, "L L L"]
+    """⟨M_ij, M_kj⟩ of output half j (first axis) and input halves i and k."""
+
 
 @jax.jit
-def agreement(ours: Float[Array, "L k d"], theirs: Float[Array, "L k d"], partner: Int[Array, " L"]) -> Float[Array, "L L"]:
-    """⟨M_ij, T⟩ for the products M_ij = theirs_jᵀ·ours_i, with T the sum of the chosen pairs' own products, less those of
-    input half i and of output half j. See D23 in docs/method.md."""
+def products(ours: Float[Array, "L k d"], theirs: Float[Array, "L k d"]) -> Products:
+    """All products, and what they have in common."""
+    every = jnp.arange(len(ours))
+    each = lax.map(lambda half: _einsum("jkp,kq->jpq", theirs, half).reshape(len(theirs), -1), ours)
+    gram = partial(_einsum, "jp,kp->jk")
+    same_input = lax.map(lambda i: gram(each[i], each[i]), every)
+    return Products(each, same_input, lax.map(lambda j: gram(each[:, j], each[:, j]), every))
 
-    def multiply(spec: str, *of: Array) -> Array:
-        return jnp.einsum(spec, *of, precision=lax.Precision.HIGHEST)
 
-    chosen = jnp.argsort(partner)
-    own = multiply("ikp,ikq->ipq", theirs[partner], ours)
-    with_all = multiply("ikp,jkp->ij", multiply("pq,ikq->ikp", own.sum(axis=0), ours), theirs)
-    with_ours = multiply("ikp,jkp->ij", multiply("ipq,ikq->ikp", own, ours), theirs)
-    with_theirs = multiply("ikq,jkq->ij", ours, multiply("jpq,jkp->jkq", own[chosen], theirs))
-    return with_all - with_ours - jnp.where(chosen == jnp.arange(len(ours))[:, None], 0, with_theirs)
+def fits(depth: int, width: int, memory: int) -> bool:
+    """Whether the products of all halves with all others take no more than `memory` bytes."""
+    return 4 * depth**2 * (width**2 + 2 * depth) <= memory
+
+
+@jax.jit
+def agreement(of: Products, partners: Int[Array, "S L"]) -> Float[Array, "S L L"]:
+    """⟨M_ij, T⟩ for several choices of pairs, with T the sum of the chosen pairs' own products, less those of input half i
+    and of output half j. See D23 in docs/method.md."""
+    halves = jnp.arange(partners.shape[1])
+    chosen = jnp.argsort(partners, axis=1)
+    together = jax.vmap(lambda partner: of.each[halves, partner].sum(axis=0))(partners)
+    with_all = jnp.moveaxis(_einsum("ijp,sp->ijs", of.each, together), 2, 0)  # so XLA copies no products
+    with_ours = of.same_input[halves, partners]
+    with_theirs = jnp.swapaxes(of.same_output[halves, chosen], 1, 2)
+    return with_all - with_ours - jnp.where(chosen[:, None] == halves[:, None], 0, with_theirs)
 
 
 def coherence(ours: Float[np.ndarray, "L k d"], theirs: Float[np.ndarray, "L k d"]) -> Float[np.ndarray, "L L"]:
@@ -49,17 +75,19 @@ def coherence(ours: Float[np.ndarray, "L k d"], theirs: Float[np.ndarray, "L k d
     if depth < 3:  # no pair has others to agree with
         return np.zeros((depth, depth))
     a, b = (jnp.asarray(half - half.mean(axis=0)) for half in (ours, theirs))
-    traces = -np.asarray(jnp.einsum("ikp,jkp->ij", a, b, precision=lax.Precision.HIGHEST), np.float64)
+    traces = -np.asarray(_einsum("ikp,jkp->ij", a, b), np.float64)
+    of = products(a, b)
 
-    def agreeing(partner: Int[np.ndarray, " L"]) -> Float[np.ndarray, "L L"]:
-        return np.asarray(agreement(a, b, partner), np.float64)
+    def agreeing(partners: Int[np.ndarray, "S L"]) -> Float[np.ndarray, "S L L"]:
+        return np.asarray(agreement(of, partners), np.float64)
 
-    def weighed(partner: Int[np.ndarray, " L"]) -> Float[np.ndarray, "L L"]:
-        return discriminant([traces, agreeing(partner)], partner)
+    def weighed(partners: Int[np.ndarray, "S L"]) -> Float[np.ndarray, "S L L"]:
+        agreements = agreeing(partners)
+        return np.stack([discriminant([traces, each], partner) for each, partner in zip(agreements, partners, strict=True)])
 
     random = np.random.default_rng(0).normal(size=(STARTS, depth, depth))
-    alone = max((_repeated(agreeing, start) for start in (traces, *random)), key=_standing_out)
-    return max((_repeated(weighed, start) for start in (traces, alone)), key=_standing_out)
+    alone = max(_repeated(agreeing, np.stack([traces, *random])), key=_standing_out)
+    return max(_repeated(weighed, np.stack([traces, alone])), key=_standing_out)
 
 
 def _standing_out(score: Float[np.ndarray, "L L"]) -> float:
@@ -67,14 +95,16 @@ def _standing_out(score: Float[np.ndarray, "L L"]) -> float:
 
 
 def _repeated(
-    scored: Callable[[Int[np.ndarray, " L"]], Float[np.ndarray, "L L"]], score: Float[np.ndarray, "L L"]
-) -> Float[np.ndarray, "L L"]:
-    """The scores by the pairs that the scores before choose, again until some pairs come back."""
-    seen = set()
+    scored: Callable[[Int[np.ndarray, "S L"]], Float[np.ndarray, "S L L"]], scores: Float[np.ndarray, "S L L"]
+) -> Float[np.ndarray, "S L L"]:
+    """The scores by the pairs that the scores before choose, each again until some pairs come back."""
+    seen: list[set[bytes]] = [set() for _ in scores]
     for _ in range(ROUNDS):
-        _, partner = scipy.optimize.linear_sum_assignment(score, maximize=True)
-        if partner.tobytes() in seen:
+        partners = np.stack([scipy.optimize.linear_sum_assignment(score, maximize=True)[1] for score in scores])
+        going = np.array([partner.tobytes() not in before for partner, before in zip(partners, seen, strict=True)])
+        if not going.any():
             break
-        seen.add(partner.tobytes())
-        score = scored(partner)
-    return score
+        for partner, before in zip(partners, seen, strict=True):
+            before.add(partner.tobytes())
+        scores = np.where(going[:, None, None], scored(partners), scores)
+    return scores

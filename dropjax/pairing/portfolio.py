@@ -19,7 +19,7 @@ from dropjax.core.options import MEMORY
 from dropjax.core.solution import Pairing
 from dropjax.pairing.certainty import Judged, advantage, certainty, wrong_spread
 from dropjax.pairing.checks import checked
-from dropjax.pairing.coherence import coherence
+from dropjax.pairing.coherence import coherence, fits
 from dropjax.pairing.evidence import SHUFFLES, Arrays, Evidence, Halves, observe, template_scores
 from dropjax.pairing.ratio import diagonal_dominance, match
 from dropjax.pairing.signals import CHOICES, COHERENCE, DISCRIMINANT, LEARNED, SIGNALS, TEMPLATE, WRONG_PAIRS, discriminant
@@ -115,11 +115,11 @@ def portfolio(
     if extra and (set(extra.names) | set(LEARNED)) & set(names):
         scores |= extra.scores(shuffles, seed, memory)
     candidates = {name: _candidate(name, *of_name, tries=tries) for name, of_name in scores.items() if of_name}
-    moved = every[0].movements is not None
-    if not candidates or (names == (COHERENCE,) and not moved):
+    coherent = every[0].movements is not None and fits(halves.shape[0], halves.shape[2], memory)
+    if not candidates or (names == (COHERENCE,) and not coherent):
         raise ValueError(f"signal: expected one that products of d = {halves.shape[2]} allow, got {', '.join(names)}")
     base = max(candidates.values(), key=lambda candidate: candidate.separation)
-    if COHERENCE in names and moved and (names == (COHERENCE,) or (base.sure < base.clear).any()):
+    if COHERENCE in names and coherent and (names == (COHERENCE,) or (base.sure < base.clear).any()):
         scores[COHERENCE] = [coherence(*e.moved) for e in every]
         candidates[COHERENCE] = _candidate(COHERENCE, *scores[COHERENCE], tries=tries)
         base = max(base, candidates[COHERENCE], key=lambda candidate: candidate.separation)
