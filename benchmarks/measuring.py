@@ -8,11 +8,10 @@ import statistics
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,7 +91,7 @@ def table(frame: pd.DataFrame, columns: Mapping[str, str], head: bool = True) ->
 
 def add_executor(parser: ArgumentParser) -> None:
     """Add the option --executor to a study whose stacks may be spread over processes or machines; see `executor`."""
-    what = "a function that makes a concurrent.futures executor, such as measuring:processes (default: here, one by one)"
+    what = "a function that makes a concurrent.futures executor, such as dropjax:process_pool (default: here, one by one)"
     parser.add_argument("--executor", metavar="MODULE:NAME", help=what)
 
 
@@ -105,11 +104,6 @@ def executor(parser: ArgumentParser, named: str | None) -> AbstractContextManage
         return getattr(import_module(module), name)()
     except (ImportError, AttributeError, ValueError) as error:
         parser.error(f"--executor: expected MODULE:NAME of a function, got {named!r}: {error}")
-
-
-def processes() -> Executor:
-    """An executor with a process for every two cores, because one solve keeps two busy."""
-    return ProcessPoolExecutor(max(1, (os.cpu_count() or 1) // 2), get_context("spawn"))  # JAX has threads: no fork
 
 
 def done(tasks: Sequence[Callable[[], R]], executor: Executor | None) -> Iterator[R]:

@@ -1,8 +1,9 @@
 """Puzzles a second: throughput.py FOLDER [--count N] [--json FILE].
 
 Trains N stacks and drops them into FOLDER, where those that are there already stay. A few are solved in a process each, and
-all of them in one process, one after another and with `solve_many`. A process's time is all that its user waits for, with
-the programs that the first of them compiled; in one process, files are read and programs compiled before the clock starts.
+all of them in one process, one after another and with `solve_many`, and with `solve_many` in a process for each core. A
+process's time is all that its user waits for, with the programs that the first of them compiled. Otherwise processes are
+started, files read and programs compiled before the clock starts.
 """
 
 import os
@@ -10,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from dropjax.runtime.writing import ensure_writable
 RECIPE = training.Recipe(depth=24, optimizer="adamw", rate=1e-3, decay=0.1, epochs=20, batch=64)
 WIDTH = 48
 ROWS = 5_000
-COLUMNS = {"way": "<20", "puzzles": ">7", "solved": ">6", "seconds": ">7.1f", "per_second": ">10.2f"}
+COLUMNS = {"way": "<21", "puzzles": ">7", "solved": ">6", "seconds": ">7.1f", "per_second": ">10.2f"}
 AT_ONCE = 10
 """Stacks trained together."""
 
@@ -72,10 +74,10 @@ def in_processes(paths: list[Path]) -> dict[str, Any]:
     return row("a process for each", solved[1:], sum(seconds[1:]))
 
 
-def in_one(way: str, solutions: Iterable[dropjax.Solution]) -> dict[str, Any]:
-    """All that `solutions` yields."""
+def in_one(way: str, solutions: Callable[[], Iterable[dropjax.Solution]]) -> dict[str, Any]:
+    """All that `solutions` returns."""
     start = time.perf_counter()
-    solved = [solution.solved for solution in solutions]
+    solved = [solution.solved for solution in solutions()]
     return row(way, solved, time.perf_counter() - start)
 
 
@@ -99,17 +101,20 @@ def main() -> int:
     print(
         f"{machine()['processor']}, {device.describe()}; {args.count} trained stacks of {RECIPE.depth} blocks, {ROWS:,} rows"
     )
-    for solutions in (map(dropjax.solve, puzzles), dropjax.solve_many(puzzles)):
-        list(solutions)  # so that all programs are compiled, those of the hardest puzzle as well
     rows = []
-    for measure in (
-        lambda: in_processes(paths[: args.processes + 1]),
-        lambda: in_one("one after another", map(dropjax.solve, puzzles)),
-        lambda: in_one("solve_many", dropjax.solve_many(puzzles)),
-    ):
-        found = measure()
-        rows.append(found)
-        print(table(pd.DataFrame([found]), COLUMNS, head=len(rows) == 1), flush=True)
+    with dropjax.process_pool() as pool:
+        ways: dict[str, Callable[[], Iterable[dropjax.Solution]]] = {
+            "one after another": lambda: map(dropjax.solve, puzzles),
+            "solve_many": lambda: dropjax.solve_many(puzzles),
+            "solve_many, processes": lambda: dropjax.solve_many(puzzles, executor=pool),
+        }
+        for solutions in ways.values():
+            list(solutions())  # so that all programs are compiled, those of the hardest puzzle as well
+        measures: list[Callable[[], dict[str, Any]]] = [lambda: in_processes(paths[: args.processes + 1])]
+        measures += [partial(in_one, way, solutions) for way, solutions in ways.items()]
+        for measure in measures:
+            rows.append(measure())
+            print(table(pd.DataFrame(rows[-1:]), COLUMNS, head=len(rows) == 1), flush=True)
     write_report(args.json, rows)
     return 0
 

@@ -29,6 +29,7 @@ from dropjax.network.solving import check_order, order
 from dropjax.pairing.certainty import Judged
 from dropjax.pairing.portfolio import pair
 from dropjax.runtime.journal import Journal
+from dropjax.runtime.processes import process_pool
 from dropjax.search.many import solve_many
 from dropjax.search.solving import identity, solve
 
@@ -62,6 +63,7 @@ __all__ = [
     "load",
     "order",
     "pair",
+    "process_pool",
     "solve",
     "solve_many",
     "stack_parts",

@@ -42,7 +42,7 @@ def test_a_frame_is_written_as_records_with_null_for_what_is_missing(tmp_path):
 
 def test_an_executor_has_a_name():
     parser = console.Parser()
-    with measuring.executor(parser, None) as none, measuring.executor(parser, "measuring:processes") as pool:
+    with measuring.executor(parser, None) as none, measuring.executor(parser, "dropjax:process_pool") as pool:
         assert none is None
         assert pool is not None and list(measuring.done([os.getpid], pool)) != [os.getpid()]
 

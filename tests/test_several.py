@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from builders import random_puzzle
@@ -21,6 +22,7 @@ from dropjax.core.errors import InputError
 from dropjax.core.options import Options
 from dropjax.core.puzzle import Puzzle
 from dropjax.io.converted import write_converted
+from dropjax.runtime import device
 from dropjax.search import many
 
 
@@ -200,12 +202,39 @@ def test_an_interruption_calls_off_what_an_executor_has_not_begun(solve):
 
 
 @pytest.mark.slow
-def test_a_pool_of_processes_solves_as_this_one_does():
+@pytest.mark.parametrize(
+    "pool", [dropjax.process_pool, lambda: ProcessPoolExecutor(2, multiprocessing.get_context("spawn"))]
+)
+def test_a_pool_of_processes_solves_as_this_one_does(pool: Callable[[], Executor]):
     puzzles = [planted(seed) for seed in (20, 21, 22)]
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+    with pool() as executor:
         found = list(dropjax.solve_many((puzzle for puzzle, _ in puzzles), executor=executor))
     assert [solution.permutation for solution in found] == [permutation for _, permutation in puzzles]
     assert all(solution.outcome == "exact" for solution in found)
+
+
+def surroundings() -> tuple[int, int, int, str, str]:
+    """Cores, threads and devices of this process, its platform, and its folder of compiled programs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    return cores, device.workers(), len(jax.devices()), jax.default_backend(), folder
+
+
+def test_a_process_of_the_pool_has_one_core_and_keeps_programs_where_this_one_does(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        with dropjax.process_pool(1) as pool:
+            assert pool.submit(surroundings).result() == (1, 1, 1, "cpu", str(tmp_path))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize("count", [0, 1 + (os.cpu_count() or 1)])
+def test_a_pool_has_as_many_processes_as_there_are_cores_at_most(count: int):
+    with pytest.raises(ValueError, match=f"processes: expected 1 to [0-9]+, got {count}"):
+        dropjax.process_pool(count)
 
 
 @pytest.mark.slow

@@ -23,11 +23,13 @@ def test_every_way_solves_what_was_trained(tmp_path, monkeypatch, capsys):
         "a process for each": 1,
         "one after another": 3,
         "solve_many": 3,
+        "solve_many, processes": 3,
     }
     assert {way: row["solved"] for way, row in rows.items()} == {
         "a process for each": 1,
         "one after another": 3,
         "solve_many": 3,
+        "solve_many, processes": 3,
     }
     assert "3 trained stacks of 3 blocks" in capsys.readouterr().out
     made = sorted(path.name for path in tmp_path.glob("*.safetensors"))

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar, Token, copy_context
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -98,10 +98,15 @@ CORE_ROWS = 640
 _SHARE: ContextVar[int | None] = ContextVar("cores for this solve", default=None)
 
 
+def leave_cores(cores: int) -> Token[int | None]:
+    """From now on `workers` returns at most this number in this thread, because other solves use the other cores."""
+    return _SHARE.set(cores)
+
+
 @contextmanager
 def share_of_cores(cores: int) -> Iterator[None]:
-    """Within this context `workers` returns at most this number, because other solves use the other cores."""
-    token = _SHARE.set(cores)
+    """`leave_cores` within this context."""
+    token = leave_cores(cores)
     try:
         yield
     finally:
