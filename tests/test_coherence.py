@@ -69,6 +69,7 @@ def test_hidden_units_are_shuffled_in_the_output_halves_and_their_movements():
     w_in, w_out = trained(np.random.default_rng(3), -0.05 * np.eye(24))
     plain, shuffled = observe(Arrays(w_in, w_out), shuffles=1)
     order = np.concatenate([shuffled.order, 48 + shuffled.order])
+    assert plain.moved is not None and shuffled.moved is not None
     np.testing.assert_array_equal(shuffled.moved[0], plain.moved[0])
     np.testing.assert_array_equal(shuffled.moved[1], plain.moved[1][:, order])
     np.testing.assert_array_equal(plain.moved[0][:, 48:], movements(w_in))
@@ -139,7 +140,7 @@ def test_halves_that_were_only_drawn_agree_no_more_than_shuffled_ones(seed):
 def test_very_few_halves_agree(L):
     w_in, w_out = trained(np.random.default_rng(7), -0.1 * np.eye(24), L=L)
     seen = next(observe(Arrays(w_in, w_out), shuffles=0))
-    assert np.isfinite(coherence(*seen.moved)).all()
+    assert seen.moved is not None and np.isfinite(coherence(*seen.moved)).all()
 
 
 def test_of_too_many_weights_movements_are_not_looked_at(monkeypatch):

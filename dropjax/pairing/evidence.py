@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dropjax.core.options import MEMORY
-from dropjax.pairing.movements import movements, root_mean_square
+from dropjax.pairing.movements import beside_movements
 
 EXACT_WIDTH = 256
 """Largest d for which products W_out·W_in are computed exactly; wider ones are sketched."""
@@ -23,9 +23,6 @@ SKETCH = 128
 
 MOVED = 1 << 23
 """The largest number of weights of one kind whose movements are looked at: what is learned from more takes minutes."""
-
-LARGEST_RATIO = 1e3
-"""The largest ratio, of the two kinds' root mean squares, by which their movements are weighed."""
 
 SHUFFLES = 8
 """The number of shuffled copies that a portfolio is compared with."""
@@ -92,22 +89,18 @@ class Evidence(NamedTuple):
     """‖A·Aᵀ‖_F and ‖B·Bᵀ‖_F; None where products are sketched."""
     kept: tuple[Float[Array, "L h p"], Float[Array, "L h p"]]
     """The halves themselves, or A·G and B·H with random G and H [d, p]: the sketch of M is (B·H)ᵀ·(A·G)."""
-    movements: tuple[Float[np.ndarray, "L h d"], Float[np.ndarray, "L h d"]] | None
-    """How far each weight has moved since it was drawn; None where products are sketched, or of over `MOVED` weights."""
+    kept_moved: tuple[Float[np.ndarray, "L k d"], Float[np.ndarray, "L k d"]] | None
+    """The halves `beside_movements`; None where products are sketched, or of over `MOVED` weights."""
     order: Int[np.ndarray, " h"]
     """The order of the output halves' hidden units."""
 
     @property
-    def moved(self) -> tuple[Float[np.ndarray, "L k d"], Float[np.ndarray, "L k d"]]:
-        """The input halves followed by their movements, and the output halves' movements followed by these halves: products
-        of the two are sums of each half's products with the other's movements. All are multiples of root mean squares."""
-        assert self.movements is not None
-        (ours, theirs), (our_moves, their_moves) = map(np.asarray, self.halves), self.movements
-        our_size, their_size = root_mean_square(ours), root_mean_square(theirs)
-        # Density's slope is by the weight itself: where weights are small, a movement tells more.
-        ratio = float(np.clip(our_size / their_size, 1 / LARGEST_RATIO, LARGEST_RATIO))
-        moved = ratio * their_moves[:, self.order], theirs / (ratio * their_size)
-        return np.concatenate([ours / our_size, our_moves], axis=1), np.concatenate(moved, axis=1)
+    def moved(self) -> tuple[Float[np.ndarray, "L k d"], Float[np.ndarray, "L k d"]] | None:
+        """`kept_moved`, the output halves' hidden units in `order`."""
+        if self.kept_moved is None:
+            return None
+        ours, theirs = self.kept_moved
+        return ours, theirs[:, np.concatenate([self.order, len(self.order) + self.order])]
 
     @property
     def halves(self) -> tuple[Float[Array, "L h p"], Float[Array, "L h p"]]:
@@ -227,10 +220,10 @@ def observe(halves: Halves, shuffles: int = SHUFFLES, seed: int = 0, memory: int
             kept[side].append(np.asarray(half if directions is None else _sketch(jnp.asarray(half), directions[side])))
     ours, theirs = (jnp.asarray(np.concatenate(parts, axis=1)) for parts in kept)
     del kept
-    grams = moves = None
+    grams = moved = None
     if exact:
         grams = np.asarray(gram_norms(ours)), np.asarray(gram_norms(theirs))
-        moves = (movements(np.asarray(ours)), movements(np.asarray(theirs))) if ours.size <= MOVED else None
+        moved = beside_movements(np.asarray(ours), np.asarray(theirs)) if ours.size <= MOVED else None
     for order, parts in zip(map(np.concatenate, orders), sums, strict=True):
         squared_norm, square = map(np.asarray, product_norms(ours, theirs[:, order], memory))
         yield Evidence(
@@ -250,7 +243,7 @@ def observe(halves: Halves, shuffles: int = SHUFFLES, seed: int = 0, memory: int
             out_peaks=np.concatenate([part.out_peaks for part in parts], axis=1),
             gram_norms=grams,
             kept=(ours, theirs),
-            movements=moves,
+            kept_moved=moved,
             order=order,
         )
 

@@ -6,6 +6,21 @@ from jaxtyping import Float
 BINS, WIDTH = 4096, 0.07
 """Bins of the weights' distribution, and the standard deviation of the kernel that smooths it, in that of the weights."""
 
+LARGEST_RATIO = 1e3
+"""The largest ratio, of the two kinds' root mean squares, by which their movements are weighed."""
+
+
+def beside_movements(
+    ours: Float[np.ndarray, "L h d"], theirs: Float[np.ndarray, "L h d"]
+) -> tuple[Float[np.ndarray, "L k d"], Float[np.ndarray, "L k d"]]:
+    """The input halves followed by their movements, and the output halves' movements followed by these halves: products of
+    the two are sums of each half's products with the other's movements. All are multiples of root mean squares."""
+    our_size, their_size = root_mean_square(ours), root_mean_square(theirs)
+    # Density's slope is by the weight itself: where weights are small, a movement tells more.
+    ratio = float(np.clip(our_size / their_size, 1 / LARGEST_RATIO, LARGEST_RATIO))
+    of_theirs = ratio * movements(theirs), theirs / (ratio * their_size)
+    return np.concatenate([ours / our_size, movements(ours)], axis=1), np.concatenate(of_theirs, axis=1)
+
 
 def movements(weights: Float[np.ndarray, "L h d"]) -> Float[np.ndarray, "L h d"]:
     """−(log p)′ at every weight, with p a kernel estimate of the density of all weights as multiples of their root mean

@@ -115,12 +115,12 @@ def portfolio(
     if extra and (set(extra.names) | set(LEARNED)) & set(names):
         scores |= extra.scores(shuffles, seed, memory)
     candidates = {name: _candidate(name, *of_name, tries=tries) for name, of_name in scores.items() if of_name}
-    coherent = every[0].movements is not None and fits(halves.shape[0], halves.shape[2], memory)
+    coherent = COHERENCE in names and every[0].moved is not None and fits(halves.shape[0], halves.shape[2], memory)
     if not candidates or (names == (COHERENCE,) and not coherent):
         raise ValueError(f"signal: expected one that products of d = {halves.shape[2]} allow, got {', '.join(names)}")
     base = max(candidates.values(), key=lambda candidate: candidate.separation)
-    if COHERENCE in names and coherent and (names == (COHERENCE,) or (base.sure < base.clear).any()):
-        scores[COHERENCE] = [coherence(*e.moved) for e in every]
+    if coherent and (names == (COHERENCE,) or (base.sure < base.clear).any()):
+        scores[COHERENCE] = [coherence(*moved) for e in every if (moved := e.moved) is not None]
         candidates[COHERENCE] = _candidate(COHERENCE, *scores[COHERENCE], tries=tries)
         base = max(base, candidates[COHERENCE], key=lambda candidate: candidate.separation)
     matchings = [match(base.pairing.signal, score) for score in scores[base.pairing.signal]]

@@ -96,9 +96,9 @@ def movement(seen: Evidence) -> Float[np.ndarray, "L L"] | None:
     It is to first order how much likelier the halves are if training moved each against the other (D22 in docs/method.md).
     Only the order of hidden units does not change it: weights are compared with those of all halves.
     """
-    if seen.movements is None:
+    if (moved := seen.moved) is None:
         return None
-    ours, theirs = (half.reshape(len(half), -1) for half in seen.moved)
+    ours, theirs = (half.reshape(len(half), -1) for half in moved)
     return -ours @ theirs.T
 
 

@@ -34,10 +34,10 @@ def solve_many(
 
     A CPU runs as many puzzles at once as it has cores, because the products of one small puzzle do not keep it busy. With
     `together` above 1, so many small puzzles of one shape go side by side on one device, and the same step of all of them is
-    run as one program, which is meant for an accelerator. An `executor` decides where they run: in `process_pool`'s processes,
-    or on a cluster (Dask, Ray, MPI and Slurm offer the interface of `concurrent.futures`). When a puzzle's turn comes, the errors of
-    its `solve` and of the executor are raised. Closing the iterator stops the solves that are under way; an executor
-    finishes those that it has begun.
+    run as one program, which is meant for an accelerator. An `executor` decides where they run: in processes
+    (`process_pool`), or on a cluster (Dask, Ray, MPI and Slurm offer the interface of `concurrent.futures`). When a puzzle's
+    turn comes, the errors of its `solve` and of the executor are raised. Closing the iterator stops the solves that are
+    under way; an executor finishes those that it has begun.
     """
     turn, ready = 0, {}
     calls = (partial(_given, puzzle) for puzzle in puzzles)
