@@ -10,13 +10,15 @@ from contextvars import ContextVar, Token, copy_context
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
-from threadpoolctl import ThreadpoolController
 
 from dropjax.core.errors import InputError
 from dropjax.runtime import mesh, settings
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -150,5 +152,7 @@ _BLAS = threading.Lock()
 
 
 @cache
-def _blas() -> ThreadpoolController:
+def _blas() -> "ThreadpoolController":
+    from threadpoolctl import ThreadpoolController  # which not every solve needs
+
     return ThreadpoolController()
