@@ -13,6 +13,7 @@ from dropjax.search import ladder, scan_rungs
 from dropjax.search.ladder import Warmed, evidence_of_nothing, rungs
 from dropjax.search.order_rungs import Annealing, ByFlips
 from dropjax.search.pair_rungs import FromEach, Paired
+from dropjax.search.peeling_rung import ByPeeling
 from dropjax.search.problem import Table
 from dropjax.search.rungs import SOME_ROWS, Ground, climb
 from dropjax.search.scan_rungs import Exhausted, Scanned, exhaustible
@@ -117,6 +118,12 @@ def test_the_outputs_are_looked_at_for_evidence_once_all_starts_have_been_tried(
             tried += rung.starts
         told += [len(tried)] if tells else []
     assert told == [len(starts)]
+
+
+def test_doubtful_pairs_are_peeled_off_two_draws_of_rows():
+    ground, _, start, _ = dropped(8, depth=6)
+    peelings = [named.rung for named in rungs(ground, [start]) if isinstance(named.rung, ByPeeling)]
+    assert [(rung.pairs_open, rung.draw) for rung in peelings] == [(False, 0), (True, 0), (True, 1)]
 
 
 def test_evaluations_are_candidates_scored_exactly(monkeypatch):

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from dropjax.ordering import peeling
 from dropjax.ordering.peeling import Peeled, peel, seen_through, start_peeling
 from dropjax.pairing.certainty import KNOWN, Judged, log_odds
 from dropjax.runtime import mesh
+from dropjax.search import peeling_rung
 from dropjax.search.order_rungs import ByFlips
+from dropjax.search.pair_rungs import Settled
 from dropjax.search.peeling_rung import ByPeeling
 from dropjax.search.problem import Table
 from dropjax.search.rungs import Ground, climb
@@ -84,6 +87,8 @@ def test_fewer_rows_are_looked_at_where_memory_is_scarce():
 
 # The rung
 
+SETTLED = (partial(Settled, ordering=ByFlips),)
+
 
 def ground_of(seed, depth=8, other=False):
     """The ground of a stack whose weights show no pairs, its truth, and a wrong start."""
@@ -101,7 +106,7 @@ def ground_of(seed, depth=8, other=False):
 def test_the_rung_finds_pairs_and_order_that_no_weight_shows(seed):
     ground, truth, start = ground_of(seed)
     assert (ground.certain == -1).all()
-    found = climb(ByPeeling(ground, (ByFlips,), pairs_open=True), ground.judged(start), ground.context)
+    found = climb(ByPeeling(ground, SETTLED, pairs_open=True), ground.judged(start), ground.context)
     np.testing.assert_array_equal(found.arrangement, truth)
     assert found.mse <= ground.exact
 
@@ -109,12 +114,40 @@ def test_the_rung_finds_pairs_and_order_that_no_weight_shows(seed):
 def test_the_rung_ends_where_the_table_knows_nothing_and_where_nothing_is_left_to_find():
     ground, _, start = ground_of(0, other=True)
     best = ground.judged(start)
-    found = climb(ByPeeling(ground, (ByFlips,), pairs_open=True), best, ground.context)
+    found = climb(ByPeeling(ground, SETTLED, pairs_open=True), best, ground.context)
     np.testing.assert_array_equal(found.arrangement, start)
     assert found.evaluations == 0
     ground, truth, _ = ground_of(0)
-    rung = ByPeeling(ground, (ByFlips,), pairs_open=True)
+    rung = ByPeeling(ground, SETTLED, pairs_open=True)
     assert rung.ended(rung.start(ground.judged(truth)))
+
+
+def test_each_draw_peels_off_other_rows():
+    ground, _, _ = ground_of(0)
+    draws = [ByPeeling(ground, SETTLED, pairs_open=True, draw=draw) for draw in (0, 1, 0)]
+    rows = [draw.rows() for draw in draws]
+    x = ground.table.x
+    for drawn in rows:
+        np.testing.assert_array_equal(np.unique(drawn.x, axis=0), np.unique(x, axis=0))
+    assert (rows[0].x != rows[1].x).any()
+    np.testing.assert_array_equal(rows[0].x, rows[2].x)
+    np.testing.assert_array_equal(rows[0].pred, rows[2].pred)
+
+
+def test_each_rung_goes_on_from_the_best_that_those_before_it_found(monkeypatch):
+    ground, truth, start = ground_of(0)
+    turned, begun = truth[::-1].copy(), []
+
+    def found(rung, best, context):
+        begun.append(best.arrangement)
+        return ground.judged(rung)
+
+    monkeypatch.setattr(peeling_rung, "peel", lambda stack, at, *_: Peeled(start, len(start), np.full(len(start), 99.0)))
+    monkeypatch.setattr(peeling_rung, "climb", found)
+    rung = ByPeeling(ground, (lambda _: turned, lambda _: truth), pairs_open=True)
+    assert climb(rung, ground.judged(start), ground.context).mse <= ground.exact
+    better = min(start, turned, key=lambda arrangement: ground.judged(arrangement).mse)
+    np.testing.assert_array_equal(begun, [start, better])
 
 
 def test_pairs_that_are_clear_of_chance_are_certain():

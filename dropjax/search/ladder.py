@@ -2,13 +2,14 @@
 
 Rung by rung, each from the best so far: orders by least squares, or of a deep stack by places, from the best seed orders; an
 order peeled off the table from the front, with the pairs at hand and with others, which begins from nothing; pairings by
-least squares, each judged by the order that it leads to; more orders from other seeds and from random ones; annealing, where
-none of these goes on; every move scored exactly, the best one made, and so on until none helps. Of few blocks, every
-arrangement is tried.
+least squares, each judged by the order that it leads to; order and pairs peeled off other rows; more orders from other seeds
+and from random ones; annealing, where none of these goes on; every move scored exactly, the best one made, and so on until
+none helps. Of few blocks, every arrangement is tried.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -104,8 +105,8 @@ def rungs(ground: Ground, starts: list[Int[np.ndarray, "L 2"]]) -> Sequence[Name
     deep = is_deep(ground.stack.depth)
     ordering = ByPlaces if deep else ByFlips
     pairs = Named("pairs by least squares", Paired(ground, ordering))
-    both = ByFlips, ByPlaces
-    peeling, with_pairs = (Named("peeling", ByPeeling(ground, both, pairs_open)) for pairs_open in (False, True))
+    settled = partial(Settled, ordering=ByFlips), partial(Settled, ordering=ByPlaces)
+    peeling, with_pairs = (Named("peeling", ByPeeling(ground, settled, pairs_open)) for pairs_open in (False, True))
     if deep:
         some, others = (Named("places", FromEach(ground, of, ByPlaces)) for of in _parted(starts, BEFORE_PEELING // 2))
         return some, peeling, with_pairs, pairs, others._replace(tells=True), pairs
@@ -115,7 +116,9 @@ def rungs(ground: Ground, starts: list[Int[np.ndarray, "L 2"]]) -> Sequence[Name
         return from_all, pairs, annealing, pairs, scan, Named("every arrangement", Exhausted(ground))
     some, others = (Named("least squares", FromEach(ground, of, ByFlips)) for of in _parted(starts, BEFORE_PEELING))
     by_places = Named("places", FromEach(ground, starts[:SEEDS_PLACED], ByPlaces))
-    return some, peeling, with_pairs, pairs, others._replace(tells=True), by_places, annealing, pairs, scan
+    # On other rows peeling often succeeds, and sooner than anything that is left.
+    again = Named("peeling", ByPeeling(ground, (*settled, partial(Paired, ordering=ByFlips)), pairs_open=True, draw=1))
+    return some, peeling, with_pairs, pairs, again, others._replace(tells=True), by_places, annealing, pairs, scan
 
 
 def _parted(starts: list[Int[np.ndarray, "L 2"]], first: int) -> tuple[list[Int[np.ndarray, "L 2"]], ...]:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 
 from dropjax.ordering.peeling import Peeled, peel, rows_to_peel, start_peeling
-from dropjax.search.pair_rungs import Settled
 from dropjax.search.problem import Table
 from dropjax.search.rungs import Climbed, Ground, RungMaker, climb
 
@@ -16,7 +15,7 @@ class ByPeelingState(NamedTuple):
 
     best: Climbed
     last: tuple[Peeled, Climbed]
-    """How far the stack is peeled, and what its blocks settled to once all were placed."""
+    """How far the stack is peeled, and what became of its order once all blocks were placed."""
     ended: bool
 
 
@@ -29,10 +28,12 @@ class ByPeeling:
     """
 
     ground: Ground
-    orderings: tuple[RungMaker, ...]
-    """What orders the peeled stack further, one after the other."""
+    onwards: tuple[RungMaker, ...]
+    """What goes on from the peeled stack, one after the other."""
     pairs_open: bool
     """Whether partners that the weights leave in doubt are looked for as well; else the best arrangement's are kept."""
+    draw: int = 0
+    """Which draw of rows in this attempt: other rows make other mistakes."""
 
     def start(self, best: Climbed) -> ByPeelingState:
         """See `Rung`."""
@@ -52,16 +53,16 @@ class ByPeeling:
             ground.context.tell(done=peeled.placed, of=ground.stack.depth)
             pairs = peeled.arrangement[np.argsort(peeled.arrangement[:, 0])]
             certain = ground.certain if self.pairs_open else pairs[:, 1]
-            return peel(ground.stack, peeled, certain, *self._rows(), ground.belief), none
+            return peel(ground.stack, peeled, certain, *self.rows(), ground.belief), none
         found = ground.judged(peeled.arrangement)
-        for ordering in self.orderings:
-            found = found.or_better(climb(Settled(ground, ordering), found, ground.context))
+        for rung in self.onwards:
+            found = found.or_better(climb(rung(ground), found, ground.context))
         return peeled, found
 
-    def _rows(self) -> Table:
-        """Rows drawn anew in each attempt: other rows make other mistakes."""
+    def rows(self) -> Table:
+        """The rows of this draw: as many as peeling uses."""
         x, pred = self.ground.table
-        rows = np.random.default_rng(self.ground.seed).permutation(len(x))
+        rows = np.random.default_rng(self.ground.seed + self.draw).permutation(len(x))
         rows = rows[: rows_to_peel(self.ground.stack, self.ground.context.memory)]
         return Table(x[rows], pred[rows])
 
