@@ -39,6 +39,11 @@ KINDS: dict[str, tuple[int, Recipe | None]] = {
     "untrained": (FEATURES, Recipe(depth=DEPTH, hidden=HIDDEN, optimizer="sgd", rate=1e-12, epochs=1)),
 }
 """Features of the generated table, and what is trained on it; None: planted."""
+DEEP = {
+    "96 blocks": (48, Recipe(depth=96, rate=5e-4, epochs=60)),
+    "128 blocks": (48, Recipe(depth=128, optimizer="adamw", rate=5e-4, decay=0.3, epochs=25)),
+}
+"""Two of the recovery suite's recipes."""
 SHORT = ("planted", "untrained")
 
 
@@ -50,7 +55,7 @@ def shuffled(stack: Stack, rng: np.random.Generator) -> tuple[Stack, Int[np.ndar
 
 def made(kind: str, seed: int) -> tuple[Stack, Int[np.ndarray, "L 2"], Float[Array, "N d"], Float[Array, "N o"]]:
     """A stack of that kind, shuffled, with its answer and its table."""
-    width, recipe = KINDS[kind]
+    width, recipe = {**KINDS, **DEEP}[kind]
     x, true = training.generate_table(seed, TABLE, width)
     rng = np.random.default_rng(seed)
     stack = plant(rng, DEPTH, x, HIDDEN) if recipe is None else training.train(recipe, x, true, [seed])[0]
@@ -58,31 +63,39 @@ def made(kind: str, seed: int) -> tuple[Stack, Int[np.ndarray, "L 2"], Float[Arr
     return *shuffled(stack, rng), jnp.asarray(x), pred
 
 
-def along(stack: Stack, truth: Int[np.ndarray, "L 2"], x: Array, pred: Array, every: int = 4) -> Iterator[dict[str, Any]]:
-    """At every few of the true states: ranks of the true next block, from 0, and right partners of those remaining."""
+def along(
+    stack: Stack, truth: Int[np.ndarray, "L 2"], x: Array, pred: Array, every: int = 4, known: bool = False
+) -> Iterator[dict[str, Any]]:
+    """At every few of the true states: the true next block's rank, from 0, how much likelier it and the best block make the
+    outputs, how many blocks do so by more than chance, and right partners of those remaining, unless all are `known`."""
     states, none = trajectory(stack, jnp.asarray(truth), x).states, np.full(stack.depth, -1)
     for k in range(0, stack.depth - 1, every):
         here, rest = states[k], truth[k:]
-        found = matched(stack, rest, none, here, pred)
+        found = rest if known else matched(stack, rest, none, here, pred)
         basis = peeling.directions(stack, found, here, pred)
         outlook = Outlook(found[:, 0], np.asarray(peeling.seen_through(stack, found, basis)), pred, peeling.AHEAD[0])
         promised = insertions(stack, np.zeros((0, 2), np.int32), found, here, outlook, peeling.AHEAD)
         promise = np.asarray(promised.rise)[:, 0]
+        rises = _evidence_behind_each(stack, found, here, outlook._replace(ridge=promised.ridge)) - float(promised.evidence)
         yield {
             "placed": k,
             "remaining": len(rest),
             "rank_by_promise": int(np.sum(promise > promise[0])),
-            "rank_by_look": _rank_by_look(stack, found, here, outlook._replace(ridge=promised.ridge)),
+            "rank_by_look": int(np.sum(rises > rises[0])),
+            "rise": float(rises[0]),
+            "best_rise": float(rises.max()),
+            "beyond_chance": int(np.sum(rises > peeling.by_chance(stack.depth))),
             "partners_right": int(np.sum(found[:, 1] == rest[:, 1])),
         }
 
 
-def _rank_by_look(stack: Stack, found: Int[np.ndarray, "m 2"], x: Float[Array, "N d"], outlook: Outlook) -> int:
-    """The first block's rank, from 0, by the outputs' evidence behind it."""
+def _evidence_behind_each(
+    stack: Stack, found: Int[np.ndarray, "m 2"], x: Float[Array, "N d"], outlook: Outlook
+) -> Float[np.ndarray, " m"]:
+    """The outputs' evidence behind each of the blocks, in nats."""
     left = np.tile(found[:, 0], (len(found), 1))
     np.fill_diagonal(left, stack.depth)  # the block itself no longer remains
-    evidence = np.asarray(likelihoods(with_none(stack), found[:, None], x, left, outlook))
-    return int(np.sum(evidence > evidence[0]))
+    return np.asarray(likelihoods(with_none(stack), found[:, None], x, left, outlook))
 
 
 def whole(stack: Stack, truth: Int[np.ndarray, "L 2"], x: Array, pred: Array, known: bool) -> dict[str, Any]:
@@ -104,6 +117,9 @@ def whole(stack: Stack, truth: Int[np.ndarray, "L 2"], x: Array, pred: Array, kn
 
 def study(stack: Stack, truth: Int[np.ndarray, "L 2"], x: Array, pred: Array) -> Iterator[dict[str, Any]]:
     """All records of a stack and some rows."""
+    if stack.depth > DEPTH:
+        yield from along(stack, truth, x, pred, every=16, known=True)
+        return
     yield from along(stack, truth, x, pred)
     for known in (True, False):
         yield whole(stack, truth, x, pred, known)
@@ -113,6 +129,7 @@ def line(record: dict[str, Any]) -> str:
     """A record as a line of the table."""
     if "placed" in record:
         ranks = f"rank {record['rank_by_promise']:>2} by promise, {record['rank_by_look']:>2} by look"
+        ranks += f" ({record['rise']:.0f} nats, best {record['best_rise']:.0f}, {record['beyond_chance']} beyond chance)"
         right = f"{record['partners_right']:>2} of {record['remaining']:>2} partners right"
         return f"  {record['placed']:>3} placed: {ranks}; {right}"
     how = f"pairs {'known' if record['pairs_known'] else 'unknown'}"
@@ -123,7 +140,7 @@ def main() -> int:
     """Exit status 0, or 2 for bad input."""
     parser = console.Parser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="two kinds, which need no training")
-    parser.add_argument("--only", metavar="KIND", choices=list(KINDS))
+    parser.add_argument("--only", metavar="KIND", choices=[*KINDS, *DEEP])
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 2000, 4000])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")

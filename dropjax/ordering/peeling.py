@@ -60,7 +60,7 @@ class Peeled(NamedTuple):
         """Whether none of the first blocks made the outputs likelier than the best of L wrong ones does by chance: the table
         is another network's, or its rows are too few."""
         first = self.lift[: min(self.placed, portion(len(self.lift)))]
-        return self.placed > 0 and bool(np.max(first) < _by_chance(len(self.lift)))
+        return self.placed > 0 and bool(np.max(first) < by_chance(len(self.lift)))
 
     @property
     def is_astray(self) -> bool:
@@ -68,10 +68,10 @@ class Peeled(NamedTuple):
         chance does: with the right pairs they do."""
         last = self.lift[max(self.placed - 2 * portion(len(self.lift)), 0) : self.placed]
         begun = 2 * portion(len(self.lift)) <= self.placed <= len(self.lift) // 2
-        return begun and bool(np.median(last) < _by_chance(len(self.lift)))
+        return begun and bool(np.median(last) < by_chance(len(self.lift)))
 
 
-def _by_chance(depth: int) -> float:
+def by_chance(depth: int) -> float:
     """How much likelier, in nats, the best of `depth` wrong blocks makes the outputs with a probability of `CHANCE`."""
     return float(np.log(depth / CHANCE))
 
@@ -125,13 +125,13 @@ def peel(
     while k < min(at.placed + size, depth):
         settled, last = _parted(done, WINDOW * size if further else PLACES - 1, none)
         found = _next(longer, last, left, reached(settled, x_few), outlook, len(left) if further else LOOKED_AT)
-        if found.rise < _by_chance(depth):  # no block goes on with those placed, and with the partners at hand
+        if found.rise < by_chance(depth):  # no block goes on with those placed, and with the partners at hand
             if can_be_missing and not further and k >= PLACES:
                 further = True  # one may be missing further back
                 continue
             if k > at.placed and doubted:
                 break  # partners are matched again from here
-        lift[k], can_be_missing = found.rise, found.rise > _by_chance(depth)
+        lift[k], can_be_missing = found.rise, found.rise > by_chance(depth)
         done = _real(np.concatenate([settled, found.blocks]), depth)
         left[found.row] = none
         outlook = outlook._replace(left=left[:, 0], ridge=found.ridge)
@@ -172,7 +172,7 @@ def _next(
     others[np.arange(looked_at), rows] = none
     outlook = outlook._replace(ridge=promised.ridge)
     rises = _rises(mesh.fetch(likelihoods(stack, tried, start, others, outlook)), promised.evidence)
-    best = _first_likely(rises, places, _by_chance(none))
+    best = _first_likely(rises, places, by_chance(none))
     return _Next(tried[best], int(rows[best]), float(rises[best]) if np.isfinite(rises[best]) else 0.0, promised.ridge)
 
 
