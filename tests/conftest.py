@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import contracts
+import jax
 import jaxtyping
 import pytest
 from hypothesis import settings
@@ -18,6 +19,7 @@ os.environ.setdefault(
 contracts.install()
 
 from dropjax.core.puzzle import Puzzle  # noqa: E402  so that it is checked
+from dropjax.runtime.processes import KEPT  # noqa: E402  likewise
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -30,9 +32,13 @@ def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def thawed() -> Iterator[None]:
-    """Unfreezes what a command line in this process froze: Hypothesis looks objects up in the garbage collector."""
+def as_it_was() -> Iterator[None]:
+    """Undoes what a command line in this process did: it keeps compiled programs, and it freezes objects, which Hypothesis
+    looks up in the garbage collector."""
+    kept = {name: jax.config.values[name] for name in KEPT}
     yield
+    for name, value in kept.items():
+        jax.config.update(name, value)
     gc.unfreeze()
 
 

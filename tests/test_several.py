@@ -222,13 +222,9 @@ def surroundings() -> tuple[int, int, int, str, str]:
 
 def test_a_process_of_the_pool_has_one_core_and_keeps_programs_where_this_one_does(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    try:
-        with dropjax.process_pool(1) as pool:
-            assert pool.submit(surroundings).result() == (1, 1, 1, "cpu", str(tmp_path))
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+    with dropjax.process_pool(1) as pool:
+        assert pool.submit(surroundings).result() == (1, 1, 1, "cpu", str(tmp_path))
 
 
 @pytest.mark.parametrize("count", [0, 1 + (os.cpu_count() or 1)])
