@@ -16,6 +16,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Int
 from measuring import write_report
+from recovery import SUITE
 
 from dropjax import console
 from dropjax.core.stack import Stack, forward, trajectory
@@ -39,11 +40,7 @@ KINDS: dict[str, tuple[int, Recipe | None]] = {
     "untrained": (FEATURES, Recipe(depth=DEPTH, hidden=HIDDEN, optimizer="sgd", rate=1e-12, epochs=1)),
 }
 """Features of the generated table, and what is trained on it; None: planted."""
-DEEP = {
-    "96 blocks": (48, Recipe(depth=96, rate=5e-4, epochs=60)),
-    "128 blocks": (48, Recipe(depth=128, optimizer="adamw", rate=5e-4, decay=0.3, epochs=25)),
-}
-"""Two of the recovery suite's recipes."""
+DEEP = {entry.name: (48, entry.recipe) for entry in SUITE if entry.name in ("L = 96, plain", "L = 128")}
 SHORT = ("planted", "untrained")
 
 

@@ -115,7 +115,7 @@ def portfolio(
     if extra and (set(extra.names) | set(LEARNED)) & set(names):
         scores |= extra.scores(shuffles, seed, memory)
     candidates = {name: _candidate(name, *of_name, tries=tries) for name, of_name in scores.items() if of_name}
-    coherent = COHERENCE in names and every[0].moved is not None and fits(halves.shape[0], halves.shape[2], memory)
+    coherent = COHERENCE in names and every[0].kept_moved is not None and fits(halves.shape[0], halves.shape[2], memory)
     if not candidates or (names == (COHERENCE,) and not coherent):
         raise ValueError(f"signal: expected one that products of d = {halves.shape[2]} allow, got {', '.join(names)}")
     base = max(candidates.values(), key=lambda candidate: candidate.separation)
